@@ -1,0 +1,19 @@
+"""Making models: the trainer and the parts it is made of.
+
+`train` is the verb. Schedules, checkpoints, distribution and compilation are pieces that other training loops use too.
+"""
+
+from perplab.training.config import TrainConfig
+from perplab.training.heldout import heldout_bits_per_byte
+from perplab.training.schedules import Schedule, schedule_of
+from perplab.training.trainer import TrainingInterrupted, new_decoder, train
+
+__all__ = [
+    "Schedule",
+    "TrainConfig",
+    "TrainingInterrupted",
+    "heldout_bits_per_byte",
+    "new_decoder",
+    "schedule_of",
+    "train",
+]

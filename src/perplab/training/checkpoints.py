@@ -1,0 +1,117 @@
+"""A run at rest: everything the next step depends on, in one folder that is there whole or not at all.
+
+Decisions:
+- `state.safetensors` holds weights and optimiser moments in float32, unsharded, so that a run may resume on another
+  number of processes; `state.json` holds the step, the data sampler's state and the running figures.
+- Gathering and scattering the shards is `torch.distributed.checkpoint`'s; its own file format is pickled, so the bytes
+  on disk are safetensors instead.
+- Nothing random happens between steps, so no generator has a state beyond the sampler's.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from perplab.artifacts import atomic_folder, read_json, recover_folder, write_json
+from perplab.errors import PerplabError
+from perplab.models.decoder import DecoderForCausalLM
+from perplab.training.distribution import Processes
+
+_GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_MEND = "delete the folder to start again, or restore it from a copy"
+
+
+class RunState(NamedTuple):
+    """What a checkpoint says beside the tensors."""
+
+    step: int
+    """Steps taken."""
+    sampler: dict[str, Any]
+    """State of the data sampler."""
+    seconds: float
+    """Time spent training so far."""
+
+
+def save_checkpoint(
+    folder: Path, model: DecoderForCausalLM, optimizer: torch.optim.Optimizer, state: RunState, processes: Processes
+) -> None:
+    """Write a checkpoint in the place of the previous one. All processes call; the first writes.
+
+    Raises:
+        PerplabError: the disk is full; the previous checkpoint is untouched.
+    """
+    tensors = _tensors(model, get_optimizer_state_dict(model, optimizer, options=_GATHERED))
+    if processes.first:
+        with atomic_folder(folder) as temporary:
+            _save_tensors(tensors, temporary / "state.safetensors")
+            write_json(temporary / "state.json", state._asdict())
+    processes.wait()
+
+
+def load_checkpoint(folder: Path, model: DecoderForCausalLM, optimizer: torch.optim.Optimizer) -> RunState | None:
+    """Put model and optimiser into the state of a checkpoint; None where there is no checkpoint yet.
+
+    Raises:
+        PerplabError: the checkpoint is damaged, or of a model of another shape.
+    """
+    recover_folder(folder)
+    if not folder.exists():
+        return None
+    state = read_json(folder / "state.json", _MEND)
+    saved = _load_tensors(folder / "state.safetensors")
+    options = StateDictOptions(full_state_dict=True)
+    moments = get_optimizer_state_dict(model, optimizer, options=options)
+    if differing := sorted(_tensors(model, moments).keys() ^ saved.keys()):
+        raise PerplabError(f"{folder} does not fit this model ({differing[0]} is missing or not expected)", _MEND)
+    weights = {name.removeprefix("model."): tensor for name, tensor in saved.items() if name.startswith("model.")}
+    weights |= {name: weights[source] for name, source in _tied(model).items()}
+    set_model_state_dict(model, weights, options=options)
+    for name, state_of in moments["state"].items():
+        state_of.update({key: saved[f"optimizer.{name}.{key}"] for key in state_of})
+    set_optimizer_state_dict(model, optimizer, moments, options=options)
+    return RunState(**state)
+
+
+def full_weights(model: DecoderForCausalLM) -> dict[str, Tensor]:
+    """The model's state dict, unsharded, on the CPU. All processes call."""
+    return get_model_state_dict(model, options=_GATHERED)
+
+
+def _tied(model: DecoderForCausalLM) -> dict[str, str]:
+    """Names of tensors that are another one's: they are written once."""
+    return model._tied_weights_keys if model.config.tie_word_embeddings else {}
+
+
+def _tensors(model: DecoderForCausalLM, moments: dict[str, Any]) -> dict[str, Tensor]:
+    """Weights and optimiser state by name."""
+    tied = _tied(model)
+    tensors = {f"model.{name}": tensor for name, tensor in full_weights(model).items() if name not in tied}
+    for name, state_of in moments["state"].items():
+        tensors |= {f"optimizer.{name}.{key}": value for key, value in state_of.items()}
+    return tensors
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise PerplabError(f"{path} cannot be read ({error})", _MEND) from error

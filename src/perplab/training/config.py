@@ -1,0 +1,107 @@
+"""What a training run is told: the library's argument, the command line's flags and the lineage's record in one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from perplab.errors import PerplabError
+
+ScheduleName = Literal["constant", "cosine", "wsd", "infinite"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of `perplab train`.
+
+    Raises:
+        PerplabError: a value that cannot be meant, named with what to give instead.
+    """
+
+    tokens: int = 20_000_000
+    """Training tokens in all; the schedule ends here."""
+    depth: int = 4
+    """One dial for size: layers, and width 64 a layer. 1 is 0.3 M parameters, 4 is 5 M, 14 is 160 M."""
+    hidden_size: int | None = None
+    """Width, if not the dial's."""
+    num_hidden_layers: int | None = None
+    """Layers, if not the dial's."""
+    num_key_value_heads: int | None = None
+    """Key-value heads, if not one for each head of 64."""
+    intermediate_size: int | None = None
+    """Width of the feed-forward layers, if not 8/3 of the width, rounded up to a multiple of 64."""
+    vocab_size: int | None = None
+    """Size of the tokenizer that is trained where none is given, if not the dial's."""
+    qk_norm: bool = False
+    """Normalise queries and keys (the checkpoint is then Qwen3's layout in place of Llama's)."""
+    tie_word_embeddings: bool = True
+    """Use the embedding matrix as the head."""
+    block_size: int = 512
+    """Tokens in a row; nothing attends further back."""
+    batch_tokens: int = 16_384
+    """Tokens in a step, over all processes."""
+    micro_batch_tokens: int = 8_192
+    """Tokens in one forward pass of one process; gradients accumulate over the passes of a step."""
+    learning_rate: float | None = None
+    """Peak learning rate; by default 0.004 at width 256, falling with the square root of the width."""
+    schedule: ScheduleName = "wsd"
+    """Course of the learning rate after warm-up."""
+    warmup: float = 0.02
+    """Share of the steps for the linear warm-up."""
+    cooldown: float = 0.1
+    """Share of the steps from peak to plateau (infinite schedule)."""
+    plateau: float = 0.5
+    """Constant learning rate as a share of the peak (infinite schedule)."""
+    decay: float = 0.3
+    """Share of the steps for the final decay (wsd, infinite)."""
+    final: float = 0.01
+    """Learning rate at the end as a share of the peak (cosine, wsd, infinite)."""
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices; norms are left alone."""
+    beta1: float = 0.9
+    """Decay of AdamW's first moment."""
+    beta2: float = 0.95
+    """Decay of AdamW's second moment."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    z_loss: float = 1e-4
+    """Weight of the squared log-normaliser."""
+    weights: Mapping[str, float] | None = None
+    """Share of the batch for each domain; by default as the tokens fall."""
+    precision: Literal["bf16", "float32"] = "bf16"
+    """Dtype of the products; weights and optimiser are float32 either way."""
+    compile: bool = True
+    """Fuse the blocks' elementwise work with torch.compile, where there is a C++ compiler."""
+    seed: int = 0
+    """Decides initial weights and data order."""
+    evaluate_every: int = 100
+    """Steps between evaluations on held-out text."""
+    evaluate_tokens: int = 32_768
+    """Held-out tokens a domain in those evaluations; the last one takes sixteen times as many."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (extra `tensorboard`)."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        for name in ("tokens", "depth", "block_size", "batch_tokens", "evaluate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise PerplabError(f"{name} is {getattr(self, name)}", "give 1 or more")
+        for name in ("batch_tokens", "micro_batch_tokens"):
+            if getattr(self, name) % self.block_size:
+                raise PerplabError(
+                    f"{name} {getattr(self, name)} is not a multiple of block_size {self.block_size}",
+                    f"give a multiple, for example {max(1, getattr(self, name) // self.block_size) * self.block_size}",
+                )
+        for name in ("warmup", "cooldown", "plateau", "decay", "final"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise PerplabError(f"{name} is {getattr(self, name)}", "give a share between 0 and 1")
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return max(1, self.tokens // self.batch_tokens)
+
+
+RUN_TIME_ONLY = frozenset({"compile", "evaluate_every", "evaluate_tokens", "checkpoint_every", "tensorboard"})
+"""Settings that may differ between the parts of an interrupted run."""

@@ -1,0 +1,308 @@
+"""Making a model: documents in, a checkpoint that every tool loads out.
+
+Decisions:
+- The run is a folder. `OUT/run/` holds its settings, tokenizer, diary and last checkpoint while it lasts and after;
+  the finished model lies in `OUT/` itself, in the layout of `transformers`.
+- The same call again continues a run that was interrupted or killed, to the same bytes. Other settings are refused.
+- Weights and AdamW's moments are float32; products run in bfloat16 under autocast. Compilation and sharding are applied
+  to the model from outside, and the loop does not know of them.
+- One step is: draw the global batch, take this process's rows, accumulate over micro-batches, clip, step. The loss of a
+  step is the mean over all its scored tokens, however they fall on processes and passes.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from perplab.artifacts import read_json, remove_temporaries, write_json
+from perplab.errors import PerplabError
+from perplab.kernels import softmax_gradient
+from perplab.kernels.linear_cross_entropy import IGNORE_INDEX, SoftmaxGradient
+from perplab.models import LanguageModel, Lineage
+from perplab.models.decoder import DecoderConfig, DecoderForCausalLM
+from perplab.text import Batch, Corpus, MixtureSampler, PackedBlocks, boundary_tokens, tokenizer_fingerprint
+from perplab.training.checkpoints import RunState, full_weights, load_checkpoint, save_checkpoint
+from perplab.training.compilation import can_compile, compile_model
+from perplab.training.config import RUN_TIME_ONLY, TrainConfig
+from perplab.training.data import Splits, heldout_blocks, tokenizer_of_run, training_mixture
+from perplab.training.distribution import Processes
+from perplab.training.heldout import heldout_bits_per_byte
+from perplab.training.interruption import interruptible
+from perplab.training.metrics import MetricsLog
+from perplab.training.presets import decoder_config, peak_learning_rate, vocabulary_size
+from perplab.training.progress import TrainingProgress
+from perplab.training.schedules import schedule_of
+
+
+class TrainingInterrupted(Exception):  # noqa: N818 (a request that was followed, not an error)
+    """The run was asked to stop, and saved itself first."""
+
+
+def train(
+    corpus: Corpus | str,
+    out: str | Path,
+    config: TrainConfig | None = None,
+    *,
+    heldout: Corpus | str | None = None,
+    tokenizer: str | None = None,
+    progress: bool = True,
+) -> LanguageModel:
+    """Train a decoder from random weights, or continue the run in `out`.
+
+    Args:
+        corpus: the text; its held-out side measures the run.
+        out: folder of the run and of the finished model.
+        config: the settings.
+        heldout: other held-out text; all of `corpus` is then trained on.
+        tokenizer: folder or hub id of a tokenizer; by default one is trained on the text.
+        progress: whether to show a progress bar on standard error.
+
+    Returns:
+        The finished model, as it lies in `out`.
+
+    Raises:
+        PerplabError: bad settings or text, `out` belongs to another run or is in use, or the disk is full.
+        TrainingInterrupted: somebody pressed Ctrl-C; the same call continues.
+    """
+    config = config or TrainConfig()
+    out, processes = Path(out), Processes.join()
+    run = out / "run"
+    try:
+        with _alone_in(run, processes):
+            splits = Splits.of(corpus, heldout)
+            words = tokenizer_of_run(run, tokenizer, splits.train, vocabulary_size(config), processes)
+            _remember_settings(run, config, splits, words, processes)
+            sampler = training_mixture(splits.train, words, config, progress=progress and processes.first)
+            domains = heldout_blocks(splits.heldout, words, config.block_size, progress=False)
+            trainer = _Trainer(config, words, sampler, domains, run, processes)
+            figures = trainer.run(progress)
+            record = asdict(config) | {"corpus": splits.train.spec, "heldout": splits.heldout.spec}
+            return trainer.publish(out, record, figures)
+    finally:
+        processes.leave()
+
+
+@contextmanager
+def _alone_in(run: Path, processes: Processes) -> Iterator[None]:
+    """Keep the run's folder to one run at a time, and clear what a killed writer left there."""
+    if not processes.first:
+        yield
+        return
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(run / "lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise PerplabError(
+            f"another process is training in {run.parent}", "wait for it, or use another --out"
+        ) from None
+    except OSError as error:
+        raise PerplabError(f"cannot write {run} ({error.strerror})", "name a folder you own with --out") from error
+    with lock:
+        remove_temporaries(run)
+        yield
+
+
+def _remember_settings(
+    run: Path, config: TrainConfig, splits: Splits, tokenizer: PreTrainedTokenizerBase, processes: Processes
+) -> None:
+    """Write down what decides the result, or check that a run to be continued was started with the same."""
+    settings = {key: value for key, value in asdict(config).items() if key not in RUN_TIME_ONLY}
+    settings |= {
+        "train": splits.train.fingerprint,
+        "heldout": splits.heldout.fingerprint,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+    }
+    file = run / "settings.json"
+    if not file.exists():
+        processes.wait()
+        if processes.first:
+            write_json(file, settings)
+        return
+    saved = read_json(file, f"delete {run} to start again")
+    for key in sorted(settings.keys() | saved.keys()):
+        if saved.get(key) != settings.get(key):
+            raise PerplabError(
+                f"{run.parent} holds a run with other settings ({key}: {saved.get(key)}, now {settings.get(key)})",
+                "use the first run's settings to continue it, or another --out",
+            )
+    processes.wait()
+
+
+class _Trainer:
+    """The state of a run in memory: model, optimiser, schedule, data, and how far it is."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        sampler: MixtureSampler,
+        domains: dict[str, PackedBlocks],
+        folder: Path,
+        processes: Processes,
+    ) -> None:
+        self.config, self.tokenizer, self.sampler, self.domains = config, tokenizer, sampler, domains
+        self.folder, self.processes = folder, processes
+        shape = decoder_config(config, len(tokenizer), boundary_tokens(tokenizer)[1])
+        self.model = new_decoder(shape, config.seed).to(processes.device).train()
+        processes.shard(self.model)
+        self.chunk_step: SoftmaxGradient = softmax_gradient
+        if config.compile and can_compile():
+            self.chunk_step = compile_model(self.model)
+        self.schedule = schedule_of(config)
+        self.peak = peak_learning_rate(config, shape.hidden_size)
+        self.optimizer = new_optimizer(self.model, config)
+        self.step, self.seconds = 0, 0.0
+
+    def run(self, show_progress: bool) -> dict[str, float]:
+        """Take the steps that are left; return the figures of the end."""
+        state = load_checkpoint(self.folder / "checkpoint", self.model, self.optimizer)
+        if state is not None:
+            self.sampler.load_state_dict(state.sampler)
+            self.step, self.seconds = state.step, state.seconds
+        config = self.config
+        bar = TrainingProgress(
+            config.total_steps, config.batch_tokens, self.step, show_progress and self.processes.first
+        )
+        with interruptible() as interruption, self._diary() as diary, bar:
+            while self.step < config.total_steps:
+                started = time.perf_counter()
+                measured = self._take_step()
+                elapsed = time.perf_counter() - started
+                self.seconds += elapsed
+                self.step += 1
+                diary.write(self.step, **measured, tokens_per_second=config.batch_tokens / elapsed)
+                bar.advance(measured["loss"], elapsed)
+                stop = self._anybody(interruption.requested)
+                if stop or self.step % config.checkpoint_every == 0 or self.step == config.total_steps:
+                    self._checkpoint()
+                if self.step % config.evaluate_every == 0 and self.step < config.total_steps:
+                    bits = self._heldout(config.evaluate_tokens)
+                    diary.write(self.step, heldout_bits_per_byte=bits)
+                    bar.evaluated(self.step, bits)
+                if stop and self.step < config.total_steps:
+                    raise TrainingInterrupted(f"stopped after step {self.step}; the same command continues")
+            bits = self._heldout(16 * config.evaluate_tokens)
+            diary.write(self.step, heldout_bits_per_byte=bits)
+            bar.evaluated(self.step, bits)
+        return {f"heldout_bits_per_byte/{name}": value for name, value in bits.items()} | {
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "tokens": config.total_steps * config.batch_tokens,
+            "training_seconds": round(self.seconds, 1),
+        }
+
+    def publish(self, out: Path, record: dict[str, Any], figures: dict[str, float]) -> LanguageModel:
+        """Write the finished model into `out`, file by file, each whole or not at all."""
+        weights = full_weights(self.model)
+        finished = DecoderForCausalLM(self.model.config)
+        finished.load_state_dict(weights)
+        if self.config.precision == "bf16":
+            finished.to(torch.bfloat16)
+        lineage = Lineage.record("train", config=record, seed=self.config.seed, figures=figures)
+        language_model = LanguageModel(finished.eval(), self.tokenizer, lineage, out.name)
+        if self.processes.first:
+            staged = self.folder / "model"
+            language_model.save(staged)
+            for file in sorted(staged.iterdir(), key=lambda file: file.name == "perplab.json"):
+                file.replace(out / file.name)
+            staged.rmdir()
+        self.processes.wait()
+        language_model.path = out
+        return language_model
+
+    def _take_step(self) -> dict[str, float]:
+        config, processes = self.config, self.processes
+        share = self.schedule(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.peak * share
+        batch = self.sampler.next_batch(config.batch_tokens // config.block_size)
+        scored = int((batch.labels != IGNORE_INDEX).sum())
+        nats = torch.zeros((), dtype=torch.float64)
+        for input_ids, labels, position_ids in self._micro_batches(batch):
+            with self._precision():
+                costs = self.model.token_losses(input_ids, position_ids, labels, config.z_loss, self.chunk_step)
+            # Sharded gradients are averaged over the processes, so the mean is scaled back to the sum it stands for.
+            (costs.loss * (processes.number / scored)).backward()
+            nats += costs.nll.sum().cpu()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        norm = norm.full_tensor() if isinstance(norm, torch.distributed.tensor.DTensor) else norm
+        loss = float(processes.sum(nats.to(processes.device))) / scored
+        if not torch.isfinite(norm):
+            raise PerplabError(
+                f"the gradient is not finite at step {self.step + 1} (loss {loss:.3f})",
+                f"continue from the last checkpoint with a learning rate below {self.peak:g}",
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {"loss": loss, "learning_rate": self.peak * share, "gradient_norm": float(norm)}
+
+    def _micro_batches(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        rows = max(1, self.config.micro_batch_tokens // self.config.block_size)
+        mine = [
+            torch.from_numpy(part[self.processes.rank :: self.processes.number])
+            for part in (batch.input_ids, batch.labels, batch.position_ids)
+        ]
+        for parts in zip(*(part.split(rows) for part in mine), strict=True):
+            input_ids, labels, position_ids = (part.to(self.processes.device) for part in parts)
+            yield input_ids, labels, position_ids
+
+    def _precision(self) -> AbstractContextManager[None]:
+        if self.config.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.processes.device.type, torch.bfloat16)
+
+    def _heldout(self, tokens: int) -> dict[str, float]:
+        return heldout_bits_per_byte(
+            self.model,
+            self.domains,
+            tokens=tokens,
+            rows=max(1, self.config.micro_batch_tokens // self.config.block_size),
+            precision=self._precision(),
+            chunk_step=self.chunk_step,
+            processes=self.processes,
+        )
+
+    def _checkpoint(self) -> None:
+        state = RunState(self.step, self.sampler.state_dict(), self.seconds)
+        save_checkpoint(self.folder / "checkpoint", self.model, self.optimizer, state, self.processes)
+
+    def _anybody(self, here: bool) -> bool:
+        """Whether any process says so: all must stop at the same step."""
+        return bool(self.processes.sum(torch.tensor(float(here), device=self.processes.device)) > 0)
+
+    def _diary(self) -> MetricsLog:
+        folder = self.folder if self.processes.first else None
+        return MetricsLog(folder, resume_step=self.step, tensorboard=self.config.tensorboard)
+
+
+def new_decoder(shape: DecoderConfig, seed: int) -> DecoderForCausalLM:
+    """A decoder with random weights that depend on the seed alone.
+
+    The projections that write to the residual stream start smaller by the square root of their number, so that the
+    stream's variance does not grow with depth.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = DecoderForCausalLM(shape)
+        for layer in model.model.layers:
+            for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                projection.weight.mul_((2 * shape.num_hidden_layers) ** -0.5)
+    return model
+
+
+def new_optimizer(model: DecoderForCausalLM, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW that decays matrices and leaves norms alone."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        groups, lr=0.0, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, fused=True
+    )
