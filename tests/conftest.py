@@ -5,9 +5,12 @@ Heavy libraries are imported by the fixtures that need them, so that tests of li
 
 import copy
 import functools
+import os
 import string
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for torch and numpy, here and in processes started from here
 
 VOCABULARY = 101
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

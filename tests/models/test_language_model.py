@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from perplab.errors import PerplabError
-from perplab.models import language_model
+from perplab.models import language_model, shipped
 from perplab.models.decoder import DecoderConfig, DecoderForCausalLM
 from perplab.models.language_model import LanguageModel, load
 from perplab.models.lineage import Lineage, weights_fingerprint
@@ -258,9 +258,9 @@ def test_name_that_no_hub_id_can_have_is_named():
 
 
 def test_pocket_is_the_models_own_folder(saved, monkeypatch, tmp_path):
-    monkeypatch.setattr(language_model, "_POCKET_FOLDER", saved("llama"))
+    monkeypatch.setattr(shipped, "POCKET_FOLDER", saved("llama"))
     assert load("pocket").name == "pocket"
-    monkeypatch.setattr(language_model, "_POCKET_FOLDER", tmp_path / "absent")
+    monkeypatch.setattr(shipped, "POCKET_FOLDER", tmp_path / "absent")
     refuses("pocket", "run make pocket")
 
 

@@ -59,10 +59,12 @@ def softmax_gradient(logits: Tensor, labels: Tensor, z_loss: float) -> tuple[Ten
     scored = labels != IGNORE_INDEX
     target = torch.where(scored, labels, 0)[:, None]
     maximum = wide.amax(dim=-1, keepdim=True)
-    logsumexp = (wide - maximum).exp().sum(dim=-1, keepdim=True).log() + maximum
-    nll = (logsumexp - wide.gather(1, target))[:, 0] * scored
+    shifted = wide - maximum  # what follows keeps its precision however large the logits are
+    log_sum = shifted.exp().sum(dim=-1, keepdim=True).log()
+    logsumexp = log_sum + maximum
+    nll = (log_sum - shifted.gather(1, target))[:, 0] * scored
     is_target = torch.arange(logits.shape[-1], device=logits.device) == target
-    gradient = torch.exp(wide - logsumexp) * (1.0 + 2.0 * z_loss * logsumexp) - is_target.to(wide.dtype)
+    gradient = torch.exp(shifted - log_sum) * (1.0 + 2.0 * z_loss * logsumexp) - is_target.to(wide.dtype)
     return nll, logsumexp[:, 0], (gradient * scored[:, None]).to(logits.dtype)
 
 

@@ -8,6 +8,7 @@ Decisions:
 - The model does not know about precision, compilation or distribution. They are applied from outside.
 """
 
+from dataclasses import field
 from typing import Any
 
 import torch
@@ -46,16 +47,16 @@ class DecoderConfig(PreTrainedConfig):
     intermediate_size: int = 704
     num_hidden_layers: int = 6
     num_attention_heads: int = 4
-    num_key_value_heads: int | None = None  # None: as many as attention heads
-    head_dim: int | None = None  # None: hidden_size / num_attention_heads
+    num_key_value_heads: int = 0  # 0: as many as attention heads
+    head_dim: int = 0  # 0: hidden_size / num_attention_heads
     max_position_embeddings: int = 1024
     rope_theta: float = 10_000.0
     rms_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
     qk_norm: bool = False  # RMS norm on the queries and keys of each head
-    token_mixers: list[str] | None = None  # one name a layer; None: "softmax" everywhere
-    channel_mixers: list[str] | None = None  # one name a layer; None: "swiglu" everywhere
+    token_mixers: list[str] = field(default_factory=list)  # one name a layer; empty: "softmax" everywhere
+    channel_mixers: list[str] = field(default_factory=list)  # one name a layer; empty: "swiglu" everywhere
     use_cache: bool = True
     pad_token_id: int | None = None
     bos_token_id: int | None = None
@@ -64,6 +65,7 @@ class DecoderConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill what follows from other fields, and refuse what does not fit."""
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
+        divided = not self.head_dim
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
         self.token_mixers = self.token_mixers or ["softmax"] * self.num_hidden_layers
         self.channel_mixers = self.channel_mixers or ["swiglu"] * self.num_hidden_layers
@@ -75,6 +77,16 @@ class DecoderConfig(PreTrainedConfig):
             )
         super().__post_init__(**known)
         self._validate_mixers()
+        self._validate_heads(divided=divided)
+
+    def _validate_heads(self, *, divided: bool) -> None:
+        if divided and self.hidden_size % self.num_attention_heads:
+            raise PerplabError(
+                f"hidden_size {self.hidden_size} does not divide over {self.num_attention_heads} attention heads",
+                "choose a multiple, or give head_dim",
+            )
+        if self.head_dim % 2:
+            raise PerplabError(f"head_dim {self.head_dim} is odd", "choose an even one, as rotary positions turn pairs")
         if self.num_attention_heads % self.num_key_value_heads:
             raise PerplabError(
                 f"{self.num_attention_heads} attention heads over {self.num_key_value_heads} key-value heads",
@@ -82,15 +94,15 @@ class DecoderConfig(PreTrainedConfig):
             )
 
     def _validate_mixers(self) -> None:
-        for field, registry in (("token_mixers", TOKEN_MIXERS), ("channel_mixers", CHANNEL_MIXERS)):
-            names = getattr(self, field)
+        for chosen, registry in (("token_mixers", TOKEN_MIXERS), ("channel_mixers", CHANNEL_MIXERS)):
+            names = getattr(self, chosen)
             if len(names) != self.num_hidden_layers:
                 raise PerplabError(
-                    f"{field} names {len(names)} layers of {self.num_hidden_layers}", "give one name a layer"
+                    f"{chosen} names {len(names)} layers of {self.num_hidden_layers}", "give one name a layer"
                 )
             for name in names:
                 if name not in registry:
-                    raise PerplabError(f"unknown name {name!r} in {field}", f"choose from {', '.join(registry)}")
+                    raise PerplabError(f"unknown name {name!r} in {chosen}", f"choose from {', '.join(registry)}")
 
 
 _SHARED_KEYS = {"model_type", "torch_dtype", "transformers_version", "name_or_path", "attn_implementation"}
@@ -193,10 +205,11 @@ class DecoderForCausalLM(PreTrainedModel, GenerationMixin):
         """The causal-LM contract.
 
         Args:
-            input_ids: (batch, length) token ids; or give `inputs_embeds` (batch, length, hidden_size).
+            input_ids: (batch, length) token ids.
             attention_mask: (batch, cached + length), 0 for padding.
             position_ids: (batch, length). Without cache and padding, a 0 opens a new document.
             past_key_values: cache of the tokens already seen.
+            inputs_embeds: (batch, length, hidden_size), in the place of `input_ids`.
             labels: (batch, length), aligned with `input_ids` and shifted here; -100 is not scored.
             use_cache: return a cache; by default only outside training and without labels.
             logits_to_keep: compute logits for the last so many positions, or for these indices; 0 for all.

@@ -36,10 +36,9 @@ from perplab.artifacts import atomic_folder, read_json, recover_folder
 from perplab.errors import PerplabError
 from perplab.models.decoder import DecoderForCausalLM
 from perplab.models.lineage import Lineage, Parent, weights_fingerprint
+from perplab.models.shipped import POCKET, pocket_folder
 from perplab.models.weight_files import check_weight_files
 
-POCKET = "pocket"
-_POCKET_FOLDER = Path(__file__).parent / "pocket"
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 _HUB_EXCLUDED = ["*/*", "consolidated*"]  # other frameworks' copies of the same weights
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
@@ -158,9 +157,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerB
 def _local_folder(name_or_path: str | os.PathLike[str]) -> Path:
     name = os.fspath(name_or_path)
     if name == POCKET:
-        if not _POCKET_FOLDER.exists():
-            raise PerplabError(f"the pocket model is not built ({_POCKET_FOLDER} does not exist)", "run make pocket")
-        return _POCKET_FOLDER
+        return pocket_folder()
     path = Path(name).expanduser()
     recover_folder(path)
     if path.is_dir():

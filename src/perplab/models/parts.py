@@ -1,11 +1,12 @@
 """The parts a decoder block is made of: norms, token mixers, channel mixers.
 
 Decisions:
-- A token mixer moves information between positions, a channel mixer works at each position alone. A decoder chooses one
-  of each per layer by name; a new mixer is one class and one line in `TOKEN_MIXERS` or `CHANNEL_MIXERS`.
-- A mixer is built from `(config, layer_index)`. A token mixer is called with `(hidden_states, context)`, a channel mixer
-  with `(hidden_states)`; both return a tensor of the shape of `hidden_states` (batch, length, hidden_size).
-- What a mixer may need beyond the hidden states (positions, rotary angles, padding, the cache) is one `SequenceContext`.
+- A token mixer moves information between positions, a channel mixer works at each position alone. A decoder chooses
+  one of each per layer by name; a new mixer is one class and one line in `TOKEN_MIXERS` or `CHANNEL_MIXERS`.
+- A mixer is built from `(config, layer_index)`. A token mixer is called with `(hidden_states, context)`, a channel
+  mixer with `(hidden_states)`; both return a tensor shaped as `hidden_states`, (batch, length, hidden_size).
+- What a mixer may need beyond the hidden states (positions, rotary angles, padding, the cache) is one
+  `SequenceContext`.
 - Parameter names are Llama's, so that a decoder of plain parts is a Llama checkpoint key for key.
 """
 
@@ -52,7 +53,7 @@ class RMSNorm(nn.Module):
         """Normalise (..., hidden_size), keeping the dtype."""
         wide = hidden_states if hidden_states.dtype == torch.float64 else hidden_states.float()
         wide = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(hidden_states.dtype)
+        return (self.weight * wide.to(hidden_states.dtype)).to(hidden_states.dtype)
 
 
 def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from perplab.artifacts import atomic_folder, read_json, recover_folder, write_json
+from perplab.artifacts import atomic_folder, read_json, write_json
 from perplab.errors import PerplabError
 from perplab.models.decoder import DecoderForCausalLM
 from perplab.training.distribution import Processes
@@ -41,6 +41,8 @@ class RunState(NamedTuple):
     """State of the data sampler."""
     seconds: float
     """Time spent training so far."""
+    heldout: dict[str, float]
+    """The last held-out bits per byte by domain; empty before the first."""
 
 
 def save_checkpoint(
@@ -51,8 +53,9 @@ def save_checkpoint(
     Raises:
         PerplabError: the disk is full; the previous checkpoint is untouched.
     """
-    tensors = _tensors(model, get_optimizer_state_dict(model, optimizer, options=_GATHERED))
+    weights, moments = full_weights(model), get_optimizer_state_dict(model, optimizer, options=_GATHERED)
     if processes.first:
+        tensors = _flat(model, weights, moments)
         with atomic_folder(folder) as temporary:
             _save_tensors(tensors, temporary / "state.safetensors")
             write_json(temporary / "state.json", state._asdict())
@@ -65,26 +68,26 @@ def load_checkpoint(folder: Path, model: DecoderForCausalLM, optimizer: torch.op
     Raises:
         PerplabError: the checkpoint is damaged, or of a model of another shape.
     """
-    recover_folder(folder)
     if not folder.exists():
         return None
-    state = read_json(folder / "state.json", _MEND)
+    state = _read_state(folder / "state.json")
     saved = _load_tensors(folder / "state.safetensors")
     options = StateDictOptions(full_state_dict=True)
-    moments = get_optimizer_state_dict(model, optimizer, options=options)
-    if differing := sorted(_tensors(model, moments).keys() ^ saved.keys()):
+    moments = get_optimizer_state_dict(model, optimizer)
+    if differing := sorted(_flat(model, model.state_dict(), moments).keys() ^ saved.keys()):
         raise PerplabError(f"{folder} does not fit this model ({differing[0]} is missing or not expected)", _MEND)
     weights = {name.removeprefix("model."): tensor for name, tensor in saved.items() if name.startswith("model.")}
     weights |= {name: weights[source] for name, source in _tied(model).items()}
     set_model_state_dict(model, weights, options=options)
-    for name, state_of in moments["state"].items():
-        state_of.update({key: saved[f"optimizer.{name}.{key}"] for key in state_of})
+    moments["state"] = {
+        name: {key: saved[f"optimizer.{name}.{key}"] for key in state_of} for name, state_of in moments["state"].items()
+    }
     set_optimizer_state_dict(model, optimizer, moments, options=options)
-    return RunState(**state)
+    return state
 
 
 def full_weights(model: DecoderForCausalLM) -> dict[str, Tensor]:
-    """The model's state dict, unsharded, on the CPU. All processes call."""
+    """The model's state dict, unsharded, on the CPU. All processes call; only the first gets it, the others nothing."""
     return get_model_state_dict(model, options=_GATHERED)
 
 
@@ -93,10 +96,10 @@ def _tied(model: DecoderForCausalLM) -> dict[str, str]:
     return model._tied_weights_keys if model.config.tie_word_embeddings else {}
 
 
-def _tensors(model: DecoderForCausalLM, moments: dict[str, Any]) -> dict[str, Tensor]:
-    """Weights and optimiser state by name."""
+def _flat(model: DecoderForCausalLM, weights: dict[str, Tensor], moments: dict[str, Any]) -> dict[str, Tensor]:
+    """Weights and optimiser state by the names they have on disk."""
     tied = _tied(model)
-    tensors = {f"model.{name}": tensor for name, tensor in full_weights(model).items() if name not in tied}
+    tensors = {f"model.{name}": tensor for name, tensor in weights.items() if name not in tied}
     for name, state_of in moments["state"].items():
         tensors |= {f"optimizer.{name}.{key}": value for key, value in state_of.items()}
     return tensors
@@ -107,6 +110,13 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:
         raise OSError(str(error)) from error
+
+
+def _read_state(path: Path) -> RunState:
+    try:
+        return RunState(**read_json(path, _MEND))
+    except TypeError as error:
+        raise PerplabError(f"{path} is not the state of a run ({error})", _MEND) from error
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,6 +1,5 @@
 """What a training run is told: the library's argument, the command line's flags and the lineage's record in one."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,7 +41,7 @@ class TrainConfig:
     micro_batch_tokens: int = 8_192
     """Tokens in one forward pass of one process; gradients accumulate over the passes of a step."""
     learning_rate: float | None = None
-    """Peak learning rate; by default 0.004 at width 256, falling with the square root of the width."""
+    """Peak learning rate; by default 0.002 at width 256, falling with the square root of the width."""
     schedule: ScheduleName = "wsd"
     """Course of the learning rate after warm-up."""
     warmup: float = 0.02
@@ -65,7 +64,7 @@ class TrainConfig:
     """Largest norm of the gradient."""
     z_loss: float = 1e-4
     """Weight of the squared log-normaliser."""
-    weights: Mapping[str, float] | None = None
+    weights: dict[str, float] | None = None
     """Share of the batch for each domain; by default as the tokens fall."""
     precision: Literal["bf16", "float32"] = "bf16"
     """Dtype of the products; weights and optimiser are float32 either way."""

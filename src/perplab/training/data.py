@@ -10,7 +10,6 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from perplab.artifacts import atomic_folder
-from perplab.errors import PerplabError
 from perplab.models import load_tokenizer
 from perplab.text import Corpus, MixtureSampler, PackedBlocks, TokenStore, open_corpus, token_store, train_tokenizer
 from perplab.training.config import TrainConfig
@@ -63,10 +62,6 @@ def heldout_blocks(
     Raises:
         PerplabError: no document of the corpus is held out.
     """
-    if next(iter(heldout), None) is None:
-        raise PerplabError(
-            f"no document of {heldout.spec} falls on the held-out side", "name held-out text with --heldout SPEC"
-        )
     return _blocks_by_domain(token_store(heldout, tokenizer, progress=progress), block_size)
 
 

@@ -6,6 +6,7 @@ resumed run takes again: `MetricsLog` drops both, by an atomic rewrite, before i
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -56,15 +57,24 @@ class MetricsLog:
         kept = [record for record in read_metrics(path) if record["step"] <= resume_step]
         with atomic_file(path) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
         self._events = _event_writer(folder, resume_step) if tensorboard else None
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, **values: Any) -> None:
-        """Record numbers, or a dict of numbers by domain, for a step."""
+        """Record numbers, or a dict of numbers by domain, for a step.
+
+        Raises:
+            PerplabError: the disk is full.
+        """
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise PerplabError(
+                f"cannot write {self._file.name} ({error.strerror})", "free space; the same call continues the run"
+            ) from error
         if self._events is not None:
             for name, value in values.items():
                 for key, number in value.items() if isinstance(value, dict) else [("", value)]:
@@ -77,7 +87,8 @@ class MetricsLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # a line the disk refused, already told of when it was written
+                self._file.close()
         if self._events is not None:
             self._events.close()
 

@@ -37,6 +37,7 @@ def decoder_config(config: TrainConfig, vocab_size: int, end_of_text: int) -> De
         num_attention_heads=heads,
         num_key_value_heads=config.num_key_value_heads or heads,
         max_position_embeddings=config.block_size,
+        initializer_range=hidden_size**-0.5,
         tie_word_embeddings=config.tie_word_embeddings,
         qk_norm=config.qk_norm,
         bos_token_id=end_of_text,
@@ -49,4 +50,4 @@ def peak_learning_rate(config: TrainConfig, hidden_size: int) -> float:
     """The run's peak learning rate; a wider model takes a smaller one."""
     if config.learning_rate is not None:
         return config.learning_rate
-    return 4e-3 * math.sqrt(256 / hidden_size)
+    return 2e-3 * math.sqrt(256 / hidden_size)

@@ -69,18 +69,19 @@ class Schedule:
         return 1.0
 
     def _cosine(self, step: int) -> float:
-        return _cosine_between(1.0, self.final, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
+        length = self.total_steps - self.warmup_steps
+        return _cosine_between(1.0, self.final, (step - self.warmup_steps) / length if length else 1.0)
 
     def _wsd(self, step: int) -> float:
-        left = self.total_steps - step
+        left = max(0, self.total_steps - step)
         if left >= self.decay_steps:
             return 1.0
-        return self.final + (1 - self.final) * max(0, left) / self.decay_steps
+        return self.final + (1 - self.final) * left / self.decay_steps
 
     def _infinite(self, step: int) -> float:
-        into_decay = step - (self.total_steps - self.decay_steps)
+        into_decay = self.decay_steps - max(0, self.total_steps - step)
         if into_decay > 0:
-            return float(self.plateau * (self.final / self.plateau) ** min(1.0, into_decay / self.decay_steps))
+            return float(self.plateau * (self.final / self.plateau) ** (into_decay / self.decay_steps))
         cooled = (step - self.warmup_steps) / self.cooldown_steps if self.cooldown_steps else 1.0
         return _cosine_between(1.0, self.plateau, cooled)
 

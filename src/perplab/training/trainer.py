@@ -22,11 +22,11 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from perplab.artifacts import read_json, remove_temporaries, write_json
+from perplab.artifacts import read_json, recover_folder, remove_temporaries, write_json
 from perplab.errors import PerplabError
 from perplab.kernels import softmax_gradient
 from perplab.kernels.linear_cross_entropy import IGNORE_INDEX, SoftmaxGradient
-from perplab.models import LanguageModel, Lineage
+from perplab.models import LanguageModel, Lineage, load
 from perplab.models.decoder import DecoderConfig, DecoderForCausalLM
 from perplab.text import Batch, Corpus, MixtureSampler, PackedBlocks, boundary_tokens, tokenizer_fingerprint
 from perplab.training.checkpoints import RunState, full_weights, load_checkpoint, save_checkpoint
@@ -40,6 +40,8 @@ from perplab.training.metrics import MetricsLog
 from perplab.training.presets import decoder_config, peak_learning_rate, vocabulary_size
 from perplab.training.progress import TrainingProgress
 from perplab.training.schedules import schedule_of
+
+CHECKPOINT = "checkpoint"
 
 
 class TrainingInterrupted(Exception):  # noqa: N818 (a request that was followed, not an error)
@@ -76,6 +78,7 @@ def train(
     out, processes = Path(out), Processes.join()
     run = out / "run"
     try:
+        _check_rows(config, processes)
         with _alone_in(run, processes):
             splits = Splits.of(corpus, heldout)
             words = tokenizer_of_run(run, tokenizer, splits.train, vocabulary_size(config), processes)
@@ -90,9 +93,18 @@ def train(
         processes.leave()
 
 
+def _check_rows(config: TrainConfig, processes: Processes) -> None:
+    """Sharded models need every process in every pass, so each must have as many rows as the others."""
+    if config.batch_tokens % (config.block_size * processes.number):
+        raise PerplabError(
+            f"batch_tokens {config.batch_tokens} does not divide into equal rows for {processes.number} processes",
+            f"give a multiple of {config.block_size * processes.number}",
+        )
+
+
 @contextmanager
 def _alone_in(run: Path, processes: Processes) -> Iterator[None]:
-    """Keep the run's folder to one run at a time, and clear what a killed writer left there."""
+    """Keep the run's folder to one run at a time, and mend what a killed writer left there."""
     if not processes.first:
         yield
         return
@@ -108,6 +120,7 @@ def _alone_in(run: Path, processes: Processes) -> Iterator[None]:
         raise PerplabError(f"cannot write {run} ({error.strerror})", "name a folder you own with --out") from error
     with lock:
         remove_temporaries(run)
+        recover_folder(run / CHECKPOINT)
         yield
 
 
@@ -161,13 +174,14 @@ class _Trainer:
         self.peak = peak_learning_rate(config, shape.hidden_size)
         self.optimizer = new_optimizer(self.model, config)
         self.step, self.seconds = 0, 0.0
+        self.heldout: dict[str, float] = {}
 
     def run(self, show_progress: bool) -> dict[str, float]:
         """Take the steps that are left; return the figures of the end."""
-        state = load_checkpoint(self.folder / "checkpoint", self.model, self.optimizer)
+        state = load_checkpoint(self.folder / CHECKPOINT, self.model, self.optimizer)
         if state is not None:
             self.sampler.load_state_dict(state.sampler)
-            self.step, self.seconds = state.step, state.seconds
+            self.step, self.seconds, self.heldout = state.step, state.seconds, state.heldout
         config = self.config
         bar = TrainingProgress(
             config.total_steps, config.batch_tokens, self.step, show_progress and self.processes.first
@@ -181,19 +195,17 @@ class _Trainer:
                 self.step += 1
                 diary.write(self.step, **measured, tokens_per_second=config.batch_tokens / elapsed)
                 bar.advance(measured["loss"], elapsed)
-                stop = self._anybody(interruption.requested)
-                if stop or self.step % config.checkpoint_every == 0 or self.step == config.total_steps:
+                stop, last = self._anybody(interruption.requested), self.step == config.total_steps
+                # A checkpoint comes after all that its step has to say: what is resumed from it says nothing twice.
+                if last or self.step % config.evaluate_every == 0:
+                    self.heldout = self._heldout(config.evaluate_tokens * (16 if last else 1))
+                    diary.write(self.step, heldout_bits_per_byte=self.heldout)
+                    bar.evaluated(self.step, self.heldout)
+                if stop or last or self.step % config.checkpoint_every == 0:
                     self._checkpoint()
-                if self.step % config.evaluate_every == 0 and self.step < config.total_steps:
-                    bits = self._heldout(config.evaluate_tokens)
-                    diary.write(self.step, heldout_bits_per_byte=bits)
-                    bar.evaluated(self.step, bits)
-                if stop and self.step < config.total_steps:
+                if stop and not last:
                     raise TrainingInterrupted(f"stopped after step {self.step}; the same command continues")
-            bits = self._heldout(16 * config.evaluate_tokens)
-            diary.write(self.step, heldout_bits_per_byte=bits)
-            bar.evaluated(self.step, bits)
-        return {f"heldout_bits_per_byte/{name}": value for name, value in bits.items()} | {
+        return {f"heldout_bits_per_byte/{name}": value for name, value in self.heldout.items()} | {
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "tokens": config.total_steps * config.batch_tokens,
             "training_seconds": round(self.seconds, 1),
@@ -202,21 +214,19 @@ class _Trainer:
     def publish(self, out: Path, record: dict[str, Any], figures: dict[str, float]) -> LanguageModel:
         """Write the finished model into `out`, file by file, each whole or not at all."""
         weights = full_weights(self.model)
-        finished = DecoderForCausalLM(self.model.config)
-        finished.load_state_dict(weights)
-        if self.config.precision == "bf16":
-            finished.to(torch.bfloat16)
-        lineage = Lineage.record("train", config=record, seed=self.config.seed, figures=figures)
-        language_model = LanguageModel(finished.eval(), self.tokenizer, lineage, out.name)
         if self.processes.first:
+            finished = DecoderForCausalLM(self.model.config)
+            finished.load_state_dict(weights)
+            if self.config.precision == "bf16":
+                finished.to(torch.bfloat16)
+            lineage = Lineage.record("train", config=record, seed=self.config.seed, figures=figures)
             staged = self.folder / "model"
-            language_model.save(staged)
+            LanguageModel(finished, self.tokenizer, lineage).save(staged)
             for file in sorted(staged.iterdir(), key=lambda file: file.name == "perplab.json"):
                 file.replace(out / file.name)
             staged.rmdir()
         self.processes.wait()
-        language_model.path = out
-        return language_model
+        return load(out)
 
     def _take_step(self) -> dict[str, float]:
         config, processes = self.config, self.processes
@@ -238,7 +248,7 @@ class _Trainer:
         if not torch.isfinite(norm):
             raise PerplabError(
                 f"the gradient is not finite at step {self.step + 1} (loss {loss:.3f})",
-                f"continue from the last checkpoint with a learning rate below {self.peak:g}",
+                f"start again in another folder with a learning rate below {self.peak:g}",
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -271,8 +281,8 @@ class _Trainer:
         )
 
     def _checkpoint(self) -> None:
-        state = RunState(self.step, self.sampler.state_dict(), self.seconds)
-        save_checkpoint(self.folder / "checkpoint", self.model, self.optimizer, state, self.processes)
+        state = RunState(self.step, self.sampler.state_dict(), self.seconds, self.heldout)
+        save_checkpoint(self.folder / CHECKPOINT, self.model, self.optimizer, state, self.processes)
 
     def _anybody(self, here: bool) -> bool:
         """Whether any process says so: all must stop at the same step."""

@@ -1,0 +1,168 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perplab.kernels import packed_attention, packed_attention_reference
+from perplab.kernels.attention import QUERY_BLOCK, _blocked_attention, _blocked_attention_backward
+
+LENGTHS = [1, QUERY_BLOCK - 1, QUERY_BLOCK, QUERY_BLOCK + 1, 2 * QUERY_BLOCK + 7]
+
+
+def positions(*rows):
+    """Position ids of rows given as the lengths of their documents."""
+    return torch.stack([torch.cat([torch.arange(length) for length in row]) for row in rows])
+
+
+def states(batch, heads, key_value_heads, length, head_dim=8, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(batch, number, length, head_dim, generator=generator, dtype=torch.float64).to(dtype)
+        for number in (heads, key_value_heads, key_value_heads)
+    ]
+
+
+def output_and_gradients(attention, inputs, position_ids):
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    output = attention(*leaves, position_ids)
+    upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    return [output, *torch.autograd.grad(output, leaves, upstream.to(output.dtype))]
+
+
+def assert_like_reference(inputs, position_ids, **tolerance):
+    ours, reference = (
+        output_and_gradients(attention, inputs, position_ids)
+        for attention in (packed_attention, packed_attention_reference)
+    )
+    for mine, theirs in zip(ours, reference, strict=True):
+        torch.testing.assert_close(mine, theirs, **tolerance)
+
+
+layouts = st.integers(1, 60).flatmap(
+    lambda length: st.lists(
+        st.lists(st.integers(1, length), min_size=1, max_size=5).map(
+            lambda pieces: [*_cut(pieces, length)],
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+
+
+def _cut(pieces, length):
+    """Document lengths that fill a row: the pieces, cut off or filled up."""
+    for piece in pieces:
+        piece = min(piece, length)
+        if piece:
+            yield piece
+        length -= piece
+    if length:
+        yield length
+
+
+@settings(max_examples=40, deadline=None)
+@given(layouts, st.sampled_from([1, 2, 4]))
+def test_any_layout_of_documents_agrees_with_the_reference(rows, groups):
+    position_ids = positions(*rows)
+    assert_like_reference(states(len(rows), 4, 4 // groups, position_ids.shape[1]), position_ids, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_lengths_around_the_query_block_agree_with_the_reference(length, groups):
+    assert_like_reference(states(2, 4, 4 // groups, length), positions([length], [length]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("scores", [1, QUERY_BLOCK * 300])
+def test_heads_taken_a_few_at_a_time_agree_with_the_reference(monkeypatch, scores):
+    monkeypatch.setattr("perplab.kernels.attention.CACHED_SCORES", scores)
+    assert_like_reference(states(2, 4, 2, 270), positions([270], [130, 140]), rtol=0, atol=1e-12)
+
+
+def test_float32_agrees_with_the_reference_to_its_precision():
+    inputs = states(2, 4, 2, 200, dtype=torch.float32)
+    assert_like_reference(inputs, positions([200], [60, 140]), rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_is_as_near_the_truth_as_the_reference_in_bfloat16():
+    position_ids = positions([300], [170, 130])
+    exact = states(2, 4, 2, 300, head_dim=64, dtype=torch.bfloat16)
+    truth = output_and_gradients(packed_attention_reference, [tensor.double() for tensor in exact], position_ids)
+    ours = output_and_gradients(packed_attention, exact, position_ids)
+    reference = output_and_gradients(packed_attention_reference, exact, position_ids)
+    for mine, theirs, true in zip(ours, reference, truth, strict=True):
+        assert mine.dtype == torch.bfloat16
+        assert (mine - true).norm() <= 1.1 * (theirs - true).norm()
+
+
+def test_documents_do_not_see_each_other():
+    rows = ([40, 150, 60], [250])
+    inputs, position_ids = states(2, 4, 2, 250), positions(*rows)
+    document = slice(40, 190)
+    changed = [tensor.clone() for tensor in inputs]
+    for tensor in changed:
+        tensor[0, :, document] += 1.0
+    before, after = (output_and_gradients(packed_attention, tensors, position_ids) for tensors in (inputs, changed))
+    for old, new in zip(before, after, strict=True):
+        moved = (old != new).any(dim=-1).any(dim=1)
+        assert moved[0, document].any()
+        moved[0, document] = False
+        assert not moved.any()
+
+
+def test_later_tokens_do_not_change_earlier_outputs():
+    inputs, position_ids = states(1, 2, 2, 200), positions([200])
+    changed = [tensor.clone() for tensor in inputs]
+    for tensor in changed:
+        tensor[:, :, 150:] += 1.0
+    before, after = (packed_attention(*tensors, position_ids) for tensors in (inputs, changed))
+    assert torch.equal(before[:, :, :150], after[:, :, :150])
+
+
+def test_row_that_begins_inside_a_document_is_read_from_its_first_column():
+    inputs = states(1, 2, 2, 20)
+    inside = torch.cat([torch.arange(5, 17), torch.arange(8)])[None]
+    outputs = [attention(*inputs, inside) for attention in (packed_attention, packed_attention_reference)]
+    torch.testing.assert_close(*outputs, rtol=0, atol=1e-12)
+
+
+def test_equal_keys_give_the_running_mean_of_the_values():
+    query, key, value = states(1, 1, 1, 200)
+    mean = value.cumsum(dim=2) / torch.arange(1, 201)[:, None]
+    torch.testing.assert_close(packed_attention(query, torch.zeros_like(key), value, positions([200])), mean)
+
+
+def test_gradient_is_the_derivative():
+    inputs = [tensor.requires_grad_() for tensor in states(2, 2, 1, 9, head_dim=4)]
+    position_ids = positions([9], [4, 5])
+    assert torch.autograd.gradcheck(lambda *tensors: packed_attention(*tensors, position_ids), inputs)
+
+
+def test_position_ids_are_left_as_they_were():
+    position_ids = torch.arange(3, 9)[None]
+    packed_attention(*states(1, 2, 2, 6), position_ids)
+    assert torch.equal(position_ids, torch.arange(3, 9)[None])
+
+
+def test_operators_keep_the_contract_of_torch():
+    position_ids = positions([9], [4, 5])
+    inputs = states(2, 2, 2, 9)
+    torch.library.opcheck(_blocked_attention, ([*inputs, position_ids]))
+    torch.library.opcheck(_blocked_attention, ([*(tensor.requires_grad_() for tensor in inputs), position_ids]))
+    grads = [tensor.detach() for tensor in (inputs[0], *inputs)]
+    torch.library.opcheck(_blocked_attention_backward, ([*grads, position_ids]))
+
+
+def test_transposed_inputs_under_compilation_give_the_same_output_and_gradients():
+    def attend(query, key, value, position_ids):
+        query, key, value = (tensor.transpose(1, 2) * 1.5 for tensor in (query, key, value))
+        return packed_attention(query, key, value, position_ids).transpose(1, 2)
+
+    inputs = [tensor.transpose(1, 2).contiguous() for tensor in states(2, 4, 2, 150)]
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    for eager, graph in zip(
+        output_and_gradients(attend, inputs, positions([150], [20, 130])),
+        output_and_gradients(compiled, inputs, positions([150], [20, 130])),
+        strict=True,
+    ):
+        assert torch.equal(eager, graph)
