@@ -15,11 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from perplab.models.decoder import DecoderForCausalLM
+from perplab.models.stock import to_stock
 from perplab.text import MixtureSampler, PackedBlocks, TokenStore
 from perplab.training.config import TrainConfig
 from perplab.training.distribution import Processes
 from perplab.training.presets import decoder_config
-from perplab.training.trainer import _Trainer, new_decoder
+from perplab.training.run_folder import RunFolder
+from perplab.training.trainer import Trainer, new_decoder
 
 END = 0
 
@@ -65,10 +67,12 @@ def perplab_step(shape: Shape, rows: int, length: int, document_tokens: int) -> 
     config = train_config(shape, rows, length)
     sampler = batches(shape.vocab_size, length, document_tokens)
     one_process = Processes(rank=0, number=1, device=torch.device("cpu"))
-    trainer = _Trainer(config, numbered_tokenizer(shape.vocab_size), sampler, {}, Path(), one_process)
+    trainer = Trainer(
+        config, numbered_tokenizer(shape.vocab_size), sampler, {}, RunFolder(Path(), one_process), one_process
+    )
 
     def step() -> float:
-        loss = trainer._take_step()["loss"]
+        loss = trainer.take_step()["loss"]
         trainer.step += 1
         return loss
 
@@ -115,7 +119,7 @@ def confirm_same_function(shape: Shape, length: int, document_tokens: int) -> No
 
 
 def stock_model(decoder: DecoderForCausalLM) -> PreTrainedModel:
-    model = decoder.portable()
+    model = to_stock(decoder)
     if model is None:
         raise AssertionError("a decoder of plain parts has a stock model")
     return model

@@ -1,7 +1,7 @@
 """Streaming: a token store of a corpus larger than memory.
 
 A generated JSON-lines corpus is built into a token store by a process that may allocate no more than 2 GiB
-(`RLIMIT_DATA`, so that the system enforces it); the corpus of 3 GB does not fit there. Shown is the process's peak of
+(`RLIMIT_DATA`, so that the system enforces it); the corpus of 2.5 GB does not fit there. Shown is the process's peak of
 resident memory, at a tenth of the corpus and at all of it. Goal: below 2 GiB, and no growth with the corpus.
 """
 
@@ -20,7 +20,7 @@ LIMIT = 2 << 30
 
 
 def measure(quick: bool) -> list[dict[str, Any]]:
-    sizes = (0.003, 0.03) if quick else (0.3, 3.0)
+    sizes = (0.003, 0.03) if quick else (0.25, 2.5)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = Path(folder, "tokenizer")
         write_tokenizer(tokenizer)

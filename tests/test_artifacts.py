@@ -1,12 +1,11 @@
 import json
 import os
-import resource
 import stat
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from full_disk import files_no_larger_than
 from perplab.artifacts import atomic_file, atomic_folder, read_json, recover_folder, remove_temporaries, write_json
 from perplab.errors import PerplabError
 
@@ -17,17 +16,6 @@ class Killed(BaseException):
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
-
-
-@contextmanager
-def files_no_larger_than(size):
-    """Every write past `size` bytes fails in the kernel, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def write_folder(folder, text):

@@ -60,6 +60,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         try:
             yield temporary
             for file in temporary.rglob("*"):
+                file.chmod(0o755 if file.is_dir() else 0o644)  # some writers make files for their owner alone
                 _flush(file)
             temporary.chmod(0o755)
             _flush(temporary)

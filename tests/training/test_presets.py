@@ -3,6 +3,7 @@ import torch
 
 from perplab.errors import PerplabError
 from perplab.models.decoder import DecoderForCausalLM
+from perplab.models.stock import to_stock
 from perplab.training import TrainConfig, new_decoder
 from perplab.training.presets import decoder_config, peak_learning_rate, vocabulary_size
 
@@ -31,7 +32,7 @@ def test_every_turn_of_the_dial_is_larger_than_the_last():
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_every_preset_has_a_stock_form(depth, qk_norm):
     with torch.device("meta"):
-        stock = DecoderForCausalLM(shape(depth=depth, qk_norm=qk_norm)).portable()
+        stock = to_stock(DecoderForCausalLM(shape(depth=depth, qk_norm=qk_norm)))
     assert stock.config.model_type == ("qwen3" if qk_norm else "llama")
     assert stock.config.head_dim == 64
     assert stock.num_parameters() == parameters(depth=depth, qk_norm=qk_norm)

@@ -160,5 +160,6 @@ def test_default_settings_make_a_schedule_for_a_run_of_any_length(name, tokens):
 
 
 def test_shares_of_a_run_are_counted_in_its_steps():
-    schedule = schedule_of(TrainConfig(tokens=16_384 * 1000, schedule="infinite"))
+    shares = {"warmup": 0.02, "cooldown": 0.1, "decay": 0.3}
+    schedule = schedule_of(TrainConfig(tokens=4096 * 1000, batch_tokens=4096, schedule="infinite", **shares))
     assert (schedule.warmup_steps, schedule.cooldown_steps, schedule.decay_steps) == (20, 100, 300)

@@ -1,11 +1,9 @@
 import json
 import math
 import os
-import resource
 import signal
 import threading
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import torch.nn.functional as F
 from filelock import FileLock
 from transformers import LlamaForCausalLM, Qwen3ForCausalLM
 
+from full_disk import files_no_larger_than
 from perplab.errors import PerplabError
 from perplab.models import load
 from perplab.text import is_heldout
@@ -172,11 +171,7 @@ def brute_force_bits_per_byte(out, documents, block_size):
         starts = [0, *range(border, len(ids), block_size)]
         for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
             logits = model(torch.tensor([ids[start:end]])).logits[0].double()
-            nats += (
-                F.cross_entropy(logits, labels[start:end], reduction="sum").item()
-                if end - start > 1 or (labels[start] >= 0)
-                else 0.0
-            )
+            nats += F.cross_entropy(logits, labels[start:end], reduction="sum").item()
         position += len(ids)
         size += len(text.encode())
     return nats / size / math.log(2)
@@ -222,22 +217,26 @@ def test_two_runs_in_one_folder_at_once_are_refused(run, tiny, tmp_path):
     assert weights(run(tiny()))
 
 
+def test_model_that_no_run_made_is_not_overwritten(run, tiny, tmp_path):
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(PerplabError, match="other holds a model that no run made"):
+        run(tiny(), "other")
+    assert [file.name for file in folder.iterdir()] == ["config.json"]
+
+
+def test_published_files_can_be_read_by_everybody(run, tiny):
+    files = [file for file in run(tiny()).iterdir() if file.is_file()]
+    assert {"model.safetensors", "config.json", "tokenizer.json", "perplab.json"} <= {file.name for file in files}
+    assert all(file.stat().st_mode & 0o444 == 0o444 for file in files)
+
+
 def test_corpus_with_nothing_held_out_is_refused(tiny, tmp_path):
     text = next(text for text in map(str, range(1000)) if not is_heldout(text))
     (tmp_path / "one.jsonl").write_text(json.dumps({"text": text}) + "\n")
     with pytest.raises(PerplabError, match="no document in its split 'heldout'"):
         train(str(tmp_path / "one.jsonl"), tmp_path / "out", tiny(), progress=False)
-
-
-@contextmanager
-def files_no_larger_than(size):
-    """Every write past `size` bytes fails in the kernel, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize(("size", "refused"), [(300_000, "checkpoint"), (1200, "metrics.jsonl")])
@@ -289,7 +288,7 @@ def test_learning_rate_of_zero_leaves_the_initial_weights(run, tiny):
     assert weights(short) == weights(long)
 
 
-def test_width_that_is_no_multiple_of_the_head_or_folder_that_cannot_be_made_is_refused(run, tiny, tmp_path):
+def test_folder_that_cannot_be_made_is_refused(run, tiny, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PerplabError, match="cannot write"):
         run(tiny(), "file")

@@ -3,18 +3,19 @@
 Decisions:
 - `position_ids` say where documents begin: a position of 0 opens one, and a query sees the keys from the last 0 up to
   itself. That is the convention packed batches already follow, so no second description of the layout travels along.
-- On CPU each document is cut into blocks of queries. A block meets only the keys up to its own end, a few heads at a
-  time, so that its scores stay in cache; nothing is computed across a document border, and almost nothing above the
-  diagonal. Built from matrix products and torch's fused softmax, this runs at about twice the speed of torch's own
-  flash kernel on CPU, forward and backward; `benchmarks/attention.py` measures it.
-- Nothing of the size of the scores is kept for the backward pass, which computes the weights of each block again.
-- In bfloat16 the scores are rounded to bfloat16 before the softmax, which itself works in float32.
+- On CPU nothing is computed across a document border. Short documents in bfloat16 are cut into blocks of queries that
+  meet only the keys up to their own end, a few heads at a time, so that the scores stay in cache: matrix products and
+  torch's fused softmax, faster up to 512 tokens than torch's flash kernel, which serves everything else.
+  `benchmarks/attention.py` measures both.
+- The blocked path keeps nothing of the size of the scores for the backward pass, which computes them again. It rounds
+  scores to bfloat16 before the softmax, which itself works in float32.
 - On CUDA the same function is one masked call of scaled dot-product attention.
 - The kernel is a registered operator, opaque to `torch.compile`: cutting at document borders depends on the data.
 """
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,9 @@ QUERY_BLOCK = 128
 
 CACHED_SCORES = 2**19
 """Scores held at a time: 1 MiB in bfloat16, about the cache of one core."""
+
+LONGEST_BLOCKED = 512
+"""Documents up to this length take the blocked path in bfloat16."""
 
 
 def packed_attention_reference(query: Tensor, key: Tensor, value: Tensor, position_ids: Tensor) -> Tensor:
@@ -62,45 +66,83 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, position_ids: Te
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
-    output: Tensor = _blocked_attention(query, key, value, position_ids)
+    output: Tensor = _cpu_attention(query, key, value, position_ids)[0]
     return output
 
 
-@torch.library.custom_op("perplab::blocked_attention", mutates_args=())
-def _blocked_attention(query: Tensor, key: Tensor, value: Tensor, position_ids: Tensor) -> Tensor:
-    output = torch.empty_like(query, memory_format=torch.contiguous_format)
+@torch.library.custom_op("perplab::cpu_attention", mutates_args=())
+def _cpu_attention(query: Tensor, key: Tensor, value: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The output, and the log-normalisers (batch, heads, length) that the flash kernel's backward pass asks for."""
+    output, logsumexp = _attention_like(query, key, value, position_ids)
     for rows, columns in _documents(position_ids):
-        queries, keys, values = (_heads_first(states, rows, columns) for states in (query, key, value))
-        mixed = torch.empty_like(queries)
-        for heads, block, seen in _blocks(*queries.shape[:2]):
-            weights = _weights(queries[heads, block], keys[heads, seen])
-            mixed[heads, block] = weights @ values[heads, seen]
-        output[rows, :, columns] = mixed.unflatten(0, (-1, query.shape[1]))
-    return output
+        inputs = [states[rows, :, columns] for states in (query, key, value)]
+        if _is_blocked(inputs[0]):
+            output[rows, :, columns] = _blocked_forward(*inputs)
+        else:
+            output[rows, :, columns], logsumexp[rows, :, columns] = _flash_forward(*inputs, 0.0, True)
+    return output, logsumexp
 
 
-@torch.library.custom_op("perplab::blocked_attention_backward", mutates_args=())
-def _blocked_attention_backward(
-    grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, position_ids: Tensor
+@torch.library.custom_op("perplab::cpu_attention_backward", mutates_args=())
+def _cpu_attention_backward(
+    grad_output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    logsumexp: Tensor,
+    position_ids: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grads = _blocked_gradients_like(grad_output, query, key, value, position_ids)
-    scale = query.shape[-1] ** -0.5
+    grads = _gradients_like(grad_output, query, key, value, output, logsumexp, position_ids)
     for rows, columns in _documents(position_ids):
-        pieces = (_heads_first(states, rows, columns) for states in (grad_output, query, key, value))
-        grad_mixed, queries, keys, values = pieces
-        wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-        grad_queries = torch.empty_like(queries)
-        grad_keys, grad_values = (torch.zeros_like(keys, dtype=wide) for _ in range(2))
-        for heads, block, seen in _blocks(*queries.shape[:2]):
-            weights = _weights(queries[heads, block], keys[heads, seen])
-            grad_values[heads, seen] += weights.transpose(1, 2) @ grad_mixed[heads, block]
-            grad_weights = grad_mixed[heads, block] @ values[heads, seen].transpose(1, 2)
-            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-            grad_queries[heads, block] = (grad_scores @ keys[heads, seen]) * scale
-            grad_keys[heads, seen] += grad_scores.transpose(1, 2) @ queries[heads, block]
-        for grad, piece in zip(grads, (grad_queries, grad_keys * scale, grad_values), strict=True):
-            grad[rows, :, columns] = piece.unflatten(0, (-1, query.shape[1]))
+        inputs = [states[rows, :, columns] for states in (grad_output, query, key, value)]
+        if _is_blocked(inputs[1]):
+            pieces = _blocked_backward(*inputs)
+        else:
+            saved = (states[rows, :, columns] for states in (output, logsumexp))
+            pieces = _flash_backward(*inputs, *saved, 0.0, True)
+        for grad, piece in zip(grads, pieces, strict=True):
+            grad[rows, :, columns] = piece
     return grads
+
+
+_flash_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def _is_blocked(query: Tensor) -> bool:
+    return query.dtype == torch.bfloat16 and query.shape[2] <= LONGEST_BLOCKED
+
+
+def _blocked_forward(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of whole documents, each argument (documents, heads, length, head_dim)."""
+    queries, keys, values = (states.flatten(0, 1).contiguous() for states in (query, key, value))
+    mixed = torch.empty_like(queries)
+    for heads, block, seen in _blocks(*queries.shape[:2]):
+        mixed[heads, block] = _weights(queries[heads, block], keys[heads, seen]) @ values[heads, seen]
+    return mixed.view(query.shape)
+
+
+def _blocked_backward(grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `_blocked_forward`; those of keys and values are summed over blocks in float32 or wider."""
+    grad_mixed, queries, keys, values = (
+        states.flatten(0, 1).contiguous() for states in (grad_output, query, key, value)
+    )
+    scale = query.shape[-1] ** -0.5
+    grad_queries = torch.empty_like(queries)
+    grad_keys, grad_values = (torch.zeros_like(states, dtype=_wide(states.dtype)) for states in (keys, values))
+    for heads, block, seen in _blocks(*queries.shape[:2]):
+        weights = _weights(queries[heads, block], keys[heads, seen])
+        grad_values[heads, seen] += weights.transpose(1, 2) @ grad_mixed[heads, block]
+        grad_weights = grad_mixed[heads, block] @ values[heads, seen].transpose(1, 2)
+        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+        grad_queries[heads, block] = (grad_scores @ keys[heads, seen]) * scale
+        grad_keys[heads, seen] += grad_scores.transpose(1, 2) @ queries[heads, block]
+    return grad_queries.view(query.shape), (grad_keys * scale).view(query.shape), grad_values.view(query.shape)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _weights(queries: Tensor, keys: Tensor) -> Tensor:
@@ -110,10 +152,6 @@ def _weights(queries: Tensor, keys: Tensor) -> Tensor:
     future = torch.full((length, length), float("-inf"), dtype=scores.dtype).triu_(1)
     scores[:, :, -length:] += future
     return torch.softmax(scores, dim=-1)
-
-
-def _heads_first(states: Tensor, rows: slice, columns: slice) -> Tensor:
-    return states[rows, :, columns].flatten(0, 1).contiguous()
 
 
 def _blocks(heads: int, length: int) -> Iterator[tuple[slice, slice, slice]]:
@@ -145,14 +183,21 @@ def _documents(position_ids: Tensor) -> list[tuple[slice, slice]]:
     return pieces
 
 
-@_blocked_attention.register_fake
-def _blocked_like(query: Tensor, key: Tensor, value: Tensor, position_ids: Tensor) -> Tensor:
-    return torch.empty_like(query, memory_format=torch.contiguous_format)
+@_cpu_attention.register_fake
+def _attention_like(query: Tensor, key: Tensor, value: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    logsumexp = query.new_zeros(query.shape[:3], dtype=_wide(query.dtype))
+    return torch.empty_like(query, memory_format=torch.contiguous_format), logsumexp
 
 
-@_blocked_attention_backward.register_fake
-def _blocked_gradients_like(
-    grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, position_ids: Tensor
+@_cpu_attention_backward.register_fake
+def _gradients_like(
+    grad_output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    logsumexp: Tensor,
+    position_ids: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     like_query, like_key, like_value = (
         torch.empty_like(states, memory_format=torch.contiguous_format) for states in (query, key, value)
@@ -160,12 +205,15 @@ def _blocked_gradients_like(
     return like_query, like_key, like_value
 
 
-def _keep_for_backward(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _keep_for_backward(
+    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]
+) -> None:
+    query, key, value, position_ids = inputs
+    ctx.save_for_backward(query, key, value, *output, position_ids)
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    return *_blocked_attention_backward(grad_output, *ctx.saved_tensors), None  # type: ignore[attr-defined]
+def _backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *_cpu_attention_backward(grad_output, *ctx.saved_tensors), None
 
 
-_blocked_attention.register_autograd(_backward, setup_context=_keep_for_backward)
+_cpu_attention.register_autograd(_backward, setup_context=_keep_for_backward)

@@ -11,7 +11,7 @@ Decisions:
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +90,9 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(hidden_states.device.type):
         hidden_states = hidden_states.to(torch.get_autocast_dtype(hidden_states.device.type))
     weight = weight.to(hidden_states.dtype)
-    loss, nll = _LinearCrossEntropy.apply(hidden_states, weight, labels, z_loss, chunk_step)
+    loss, nll = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden_states, weight, labels, z_loss, chunk_step
+    )
     return LinearCrossEntropy(loss, nll)
 
 
@@ -105,8 +107,8 @@ def _chunks(tokens: int, vocabulary: int) -> list[slice]:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: torch.autograd.function.FunctionCtx,
+    def forward(
+        ctx: Any,
         hidden_states: Tensor,
         weight: Tensor,
         labels: Tensor,
@@ -114,7 +116,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk_step: SoftmaxGradient,
     ) -> tuple[Tensor, Tensor]:
         wide = torch.float64 if hidden_states.dtype == torch.float64 else torch.float32
-        need_hidden, need_weight = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden_states) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
         nll = torch.empty(len(labels), dtype=wide, device=labels.device)
@@ -129,16 +131,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_weight += gradient.T @ hidden_states[rows]
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.mark_non_differentiable(nll)
-        ctx.weight_dtype = weight.dtype  # type: ignore[attr-defined]
+        ctx.weight_dtype = weight.dtype
         return loss, nll
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: torch.autograd.function.FunctionCtx, grad_loss: Tensor, _: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
             grad_hidden = grad_hidden * grad_loss.to(grad_hidden.dtype)
         if grad_weight is not None:
-            grad_weight = (grad_weight * grad_loss).to(ctx.weight_dtype)  # type: ignore[attr-defined]
+            grad_weight = (grad_weight * grad_loss).to(ctx.weight_dtype)
         return grad_hidden, grad_weight, None, None, None

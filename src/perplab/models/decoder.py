@@ -1,8 +1,8 @@
 """The decoder everything here trains: one stack of blocks whose mixers are chosen a layer at a time.
 
 Decisions:
-- Llama's layout key for key. With plain parts `portable()` hands the weights to `LlamaForCausalLM` (with query and key
-  norms, to `Qwen3ForCausalLM`), so what is trained here loads in every other tool without this package.
+- Llama's layout key for key: a decoder of plain parts is a stock Llama (with query and key norms, a stock Qwen3), and
+  `perplab.models.stock` makes one of the other.
 - Packed rows are the normal input: `position_ids` that restart at 0 separate documents, and attention never crosses.
 - Training calls `token_losses`, which never holds the logits; `forward` keeps the causal-LM contract of `transformers`.
 - The model does not know about precision, compilation or distribution. They are applied from outside.
@@ -18,12 +18,8 @@ from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
     GenerationMixin,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
-    Qwen3Config,
-    Qwen3ForCausalLM,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -264,82 +260,6 @@ class DecoderForCausalLM(PreTrainedModel, GenerationMixin):
         return linear_cross_entropy(
             hidden_states.flatten(0, 1), self.lm_head.weight, labels.flatten(), z_loss, chunk_step
         )
-
-    def portable(self) -> PreTrainedModel | None:
-        """The same weights as a stock `transformers` model, or None where no stock model has these parts.
-
-        Parameters are shared, not copied.
-        """
-        config = self.config
-        if {*config.token_mixers} != {"softmax"} or {*config.channel_mixers} != {"swiglu"}:
-            return None
-        config_class, model_class = (
-            (Qwen3Config, Qwen3ForCausalLM) if config.qk_norm else (LlamaConfig, LlamaForCausalLM)
-        )
-        stock = config_class(
-            **{field: getattr(config, field) for field in _PORTABLE_FIELDS},
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            dtype=self.dtype,
-        )
-        with torch.device("meta"):
-            model = model_class(stock)
-        model.load_state_dict(self.state_dict(), assign=True)
-        model.tie_weights()
-        model.model.rotary_emb = type(model.model.rotary_emb)(stock)
-        model.generation_config = self.generation_config
-        return model.train(self.training)
-
-    @classmethod
-    def from_stock(cls, model: PreTrainedModel) -> "DecoderForCausalLM":
-        """The inverse of `portable`: a decoder around the parameters of a Llama or Qwen3 model.
-
-        Raises:
-            PerplabError: the model has parts this decoder cannot express.
-        """
-        stock = model.config
-        rope = stock.rope_parameters
-        expressible = (
-            stock.model_type in ("llama", "qwen3")
-            and rope["rope_type"] == "default"
-            and not stock.attention_bias
-            and not getattr(stock, "mlp_bias", False)
-            and stock.hidden_act == "silu"
-            and getattr(stock, "sliding_window", None) is None
-        )
-        if not expressible:
-            raise PerplabError(
-                f"a {stock.model_type} model with these settings is not a plain decoder",
-                "use a Llama or Qwen3 checkpoint without biases, sliding windows or scaled rotary positions",
-            )
-        config = DecoderConfig(
-            **{field: getattr(stock, field) for field in _PORTABLE_FIELDS},
-            rope_theta=rope["rope_theta"],
-            qk_norm=stock.model_type == "qwen3",
-        )
-        with torch.device("meta"):
-            decoder = cls(config)
-        decoder.load_state_dict(model.state_dict(), assign=True)
-        decoder.tie_weights()
-        decoder.generation_config = model.generation_config
-        return decoder.train(model.training)
-
-
-_PORTABLE_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "initializer_range",
-    "tie_word_embeddings",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-)
 
 
 def _cache_mask(

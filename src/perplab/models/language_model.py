@@ -37,6 +37,7 @@ from perplab.errors import PerplabError
 from perplab.models.decoder import DecoderForCausalLM
 from perplab.models.lineage import Lineage, Parent, weights_fingerprint
 from perplab.models.shipped import POCKET, pocket_folder
+from perplab.models.stock import to_stock
 from perplab.models.weight_files import check_weight_files
 
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
@@ -257,7 +258,7 @@ def _check_keys(folder: Path, fault: str, keys: Any) -> None:
 
 def _stock_form(model: PreTrainedModel) -> PreTrainedModel:
     """The transformers class that computes the same from the same weights, where our decoder has one."""
-    return (model.portable() or model) if isinstance(model, DecoderForCausalLM) else model
+    return (to_stock(model) or model) if isinstance(model, DecoderForCausalLM) else model
 
 
 def _checked_dtype(dtype: str | torch.dtype) -> str | torch.dtype:

@@ -63,7 +63,7 @@ class Corpus:
         if not found:
             raise PerplabError(
                 f"corpus {self.spec!r} has no document in its split {self.split!r}",
-                'give it more text, or open it with split="all"',
+                'give it more text, read it with split "all", or train on it with --heldout naming other text',
             )
 
     def __repr__(self) -> str:

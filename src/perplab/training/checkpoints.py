@@ -73,10 +73,12 @@ def load_checkpoint(folder: Path, model: DecoderForCausalLM, optimizer: torch.op
     state = _read_state(folder / "state.json")
     saved = _load_tensors(folder / "state.safetensors")
     options = StateDictOptions(full_state_dict=True)
-    moments = get_optimizer_state_dict(model, optimizer)
+    moments: dict[str, Any] = get_optimizer_state_dict(model, optimizer)
     if differing := sorted(_flat(model, model.state_dict(), moments).keys() ^ saved.keys()):
         raise PerplabError(f"{folder} does not fit this model ({differing[0]} is missing or not expected)", _MEND)
-    weights = {name.removeprefix("model."): tensor for name, tensor in saved.items() if name.startswith("model.")}
+    weights: dict[str, Any] = {
+        name.removeprefix("model."): tensor for name, tensor in saved.items() if name.startswith("model.")
+    }
     weights |= {name: weights[source] for name, source in _tied(model).items()}
     set_model_state_dict(model, weights, options=options)
     moments["state"] = {
@@ -88,7 +90,8 @@ def load_checkpoint(folder: Path, model: DecoderForCausalLM, optimizer: torch.op
 
 def full_weights(model: DecoderForCausalLM) -> dict[str, Tensor]:
     """The model's state dict, unsharded, on the CPU. All processes call; only the first gets it, the others nothing."""
-    return get_model_state_dict(model, options=_GATHERED)
+    weights: dict[str, Any] = get_model_state_dict(model, options=_GATHERED)
+    return weights
 
 
 def _tied(model: DecoderForCausalLM) -> dict[str, str]:

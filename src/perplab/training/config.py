@@ -36,9 +36,9 @@ class TrainConfig:
     """Use the embedding matrix as the head."""
     block_size: int = 512
     """Tokens in a row; nothing attends further back."""
-    batch_tokens: int = 16_384
+    batch_tokens: int = 4_096
     """Tokens in a step, over all processes."""
-    micro_batch_tokens: int = 8_192
+    micro_batch_tokens: int = 4_096
     """Tokens in one forward pass of one process; gradients accumulate over the passes of a step."""
     learning_rate: float | None = None
     """Peak learning rate; by default 0.002 at width 256, falling with the square root of the width."""
@@ -72,10 +72,10 @@ class TrainConfig:
     """Fuse the blocks' elementwise work with torch.compile, where there is a C++ compiler."""
     seed: int = 0
     """Decides initial weights and data order."""
-    evaluate_every: int = 100
+    evaluate_every: int = 200
     """Steps between evaluations on held-out text."""
-    evaluate_tokens: int = 32_768
-    """Held-out tokens a domain in those evaluations; the last one takes sixteen times as many."""
+    evaluate_tokens: int = 16_384
+    """Held-out tokens a domain in those evaluations; the last one takes eight times as many."""
     checkpoint_every: int = 100
     """Steps between checkpoints."""
     tensorboard: bool = False

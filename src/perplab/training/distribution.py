@@ -50,9 +50,10 @@ class Processes:
         """Shard the model's parameters over the processes, in place."""
         if self.number == 1:
             return
+        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-        mesh = torch.distributed.init_device_mesh(self.device.type, (self.number,))
+        mesh = init_device_mesh(self.device.type, (self.number,))
         for layer in model.model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)

@@ -12,17 +12,15 @@ Decisions:
 
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from perplab.artifacts import read_json, recover_folder, remove_temporaries, write_json
 from perplab.errors import PerplabError
 from perplab.kernels import softmax_gradient
 from perplab.kernels.linear_cross_entropy import IGNORE_INDEX, SoftmaxGradient
@@ -39,9 +37,8 @@ from perplab.training.interruption import interruptible
 from perplab.training.metrics import MetricsLog
 from perplab.training.presets import decoder_config, peak_learning_rate, vocabulary_size
 from perplab.training.progress import TrainingProgress
+from perplab.training.run_folder import RunFolder
 from perplab.training.schedules import schedule_of
-
-CHECKPOINT = "checkpoint"
 
 
 class TrainingInterrupted(Exception):  # noqa: N818 (a request that was followed, not an error)
@@ -75,20 +72,25 @@ def train(
         TrainingInterrupted: somebody pressed Ctrl-C; the same call continues.
     """
     config = config or TrainConfig()
-    out, processes = Path(out), Processes.join()
-    run = out / "run"
+    processes = Processes.join()
+    folder = RunFolder(Path(out), processes)
     try:
         _check_rows(config, processes)
-        with _alone_in(run, processes):
+        with folder.alone():
             splits = Splits.of(corpus, heldout)
-            words = tokenizer_of_run(run, tokenizer, splits.train, vocabulary_size(config), processes)
-            _remember_settings(run, config, splits, words, processes)
+            words = tokenizer_of_run(folder.path, tokenizer, splits.train, vocabulary_size(config), processes)
+            folder.remember(_what_decides(config, splits, words))
             sampler = training_mixture(splits.train, words, config, progress=progress and processes.first)
             domains = heldout_blocks(splits.heldout, words, config.block_size, progress=False)
-            trainer = _Trainer(config, words, sampler, domains, run, processes)
+            trainer = Trainer(config, words, sampler, domains, folder, processes)
             figures = trainer.run(progress)
-            record = asdict(config) | {"corpus": splits.train.spec, "heldout": splits.heldout.spec}
-            return trainer.publish(out, record, figures)
+            finished = trainer.finished()
+            if finished is not None:
+                record = asdict(config) | {"corpus": splits.train.spec, "heldout": splits.heldout.spec}
+                lineage = Lineage.record("train", config=record, seed=config.seed, figures=figures)
+                folder.publish(LanguageModel(finished, words, lineage))
+            processes.wait()
+            return load(folder.out)
     finally:
         processes.leave()
 
@@ -102,55 +104,16 @@ def _check_rows(config: TrainConfig, processes: Processes) -> None:
         )
 
 
-@contextmanager
-def _alone_in(run: Path, processes: Processes) -> Iterator[None]:
-    """Keep the run's folder to one run at a time, and mend what a killed writer left there."""
-    if not processes.first:
-        yield
-        return
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(run / "lock")
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise PerplabError(
-            f"another process is training in {run.parent}", "wait for it, or use another --out"
-        ) from None
-    except OSError as error:
-        raise PerplabError(f"cannot write {run} ({error.strerror})", "name a folder you own with --out") from error
-    with lock:
-        remove_temporaries(run)
-        recover_folder(run / CHECKPOINT)
-        yield
-
-
-def _remember_settings(
-    run: Path, config: TrainConfig, splits: Splits, tokenizer: PreTrainedTokenizerBase, processes: Processes
-) -> None:
-    """Write down what decides the result, or check that a run to be continued was started with the same."""
-    settings = {key: value for key, value in asdict(config).items() if key not in RUN_TIME_ONLY}
-    settings |= {
+def _what_decides(config: TrainConfig, splits: Splits, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Everything that a run's result depends on."""
+    return {key: value for key, value in asdict(config).items() if key not in RUN_TIME_ONLY} | {
         "train": splits.train.fingerprint,
         "heldout": splits.heldout.fingerprint,
         "tokenizer": tokenizer_fingerprint(tokenizer),
     }
-    file = run / "settings.json"
-    if not file.exists():
-        processes.wait()
-        if processes.first:
-            write_json(file, settings)
-        return
-    saved = read_json(file, f"delete {run} to start again")
-    for key in sorted(settings.keys() | saved.keys()):
-        if saved.get(key) != settings.get(key):
-            raise PerplabError(
-                f"{run.parent} holds a run with other settings ({key}: {saved.get(key)}, now {settings.get(key)})",
-                "use the first run's settings to continue it, or another --out",
-            )
-    processes.wait()
 
 
-class _Trainer:
+class Trainer:
     """The state of a run in memory: model, optimiser, schedule, data, and how far it is."""
 
     def __init__(
@@ -159,7 +122,7 @@ class _Trainer:
         tokenizer: PreTrainedTokenizerBase,
         sampler: MixtureSampler,
         domains: dict[str, PackedBlocks],
-        folder: Path,
+        folder: RunFolder,
         processes: Processes,
     ) -> None:
         self.config, self.tokenizer, self.sampler, self.domains = config, tokenizer, sampler, domains
@@ -178,7 +141,7 @@ class _Trainer:
 
     def run(self, show_progress: bool) -> dict[str, float]:
         """Take the steps that are left; return the figures of the end."""
-        state = load_checkpoint(self.folder / CHECKPOINT, self.model, self.optimizer)
+        state = load_checkpoint(self.folder.checkpoint, self.model, self.optimizer)
         if state is not None:
             self.sampler.load_state_dict(state.sampler)
             self.step, self.seconds, self.heldout = state.step, state.seconds, state.heldout
@@ -189,7 +152,7 @@ class _Trainer:
         with interruptible() as interruption, self._diary() as diary, bar:
             while self.step < config.total_steps:
                 started = time.perf_counter()
-                measured = self._take_step()
+                measured = self.take_step()
                 elapsed = time.perf_counter() - started
                 self.seconds += elapsed
                 self.step += 1
@@ -198,7 +161,7 @@ class _Trainer:
                 stop, last = self._anybody(interruption.requested), self.step == config.total_steps
                 # A checkpoint comes after all that its step has to say: what is resumed from it says nothing twice.
                 if last or self.step % config.evaluate_every == 0:
-                    self.heldout = self._heldout(config.evaluate_tokens * (16 if last else 1))
+                    self.heldout = self._heldout(config.evaluate_tokens * (8 if last else 1))
                     diary.write(self.step, heldout_bits_per_byte=self.heldout)
                     bar.evaluated(self.step, self.heldout)
                 if stop or last or self.step % config.checkpoint_every == 0:
@@ -211,24 +174,21 @@ class _Trainer:
             "training_seconds": round(self.seconds, 1),
         }
 
-    def publish(self, out: Path, record: dict[str, Any], figures: dict[str, float]) -> LanguageModel:
-        """Write the finished model into `out`, file by file, each whole or not at all."""
+    def finished(self) -> DecoderForCausalLM | None:
+        """The model as it is to be saved; None in all processes but the first. All call."""
         weights = full_weights(self.model)
-        if self.processes.first:
-            finished = DecoderForCausalLM(self.model.config)
-            finished.load_state_dict(weights)
-            if self.config.precision == "bf16":
-                finished.to(torch.bfloat16)
-            lineage = Lineage.record("train", config=record, seed=self.config.seed, figures=figures)
-            staged = self.folder / "model"
-            LanguageModel(finished, self.tokenizer, lineage).save(staged)
-            for file in sorted(staged.iterdir(), key=lambda file: file.name == "perplab.json"):
-                file.replace(out / file.name)
-            staged.rmdir()
-        self.processes.wait()
-        return load(out)
+        if not self.processes.first:
+            return None
+        model = DecoderForCausalLM(self.model.config)
+        model.load_state_dict(weights)
+        return model.to(torch.bfloat16 if self.config.precision == "bf16" else torch.float32)
 
-    def _take_step(self) -> dict[str, float]:
+    def take_step(self) -> dict[str, float]:
+        """Draw a batch and learn from it; return the step's figures.
+
+        Raises:
+            PerplabError: the gradient is not finite.
+        """
         config, processes = self.config, self.processes
         share = self.schedule(self.step)
         for group in self.optimizer.param_groups:
@@ -260,7 +220,7 @@ class _Trainer:
             torch.from_numpy(part[self.processes.rank :: self.processes.number])
             for part in (batch.input_ids, batch.labels, batch.position_ids)
         ]
-        for parts in zip(*(part.split(rows) for part in mine), strict=True):
+        for parts in zip(*(torch.split(part, rows) for part in mine), strict=True):
             input_ids, labels, position_ids = (part.to(self.processes.device) for part in parts)
             yield input_ids, labels, position_ids
 
@@ -282,14 +242,14 @@ class _Trainer:
 
     def _checkpoint(self) -> None:
         state = RunState(self.step, self.sampler.state_dict(), self.seconds, self.heldout)
-        save_checkpoint(self.folder / CHECKPOINT, self.model, self.optimizer, state, self.processes)
+        save_checkpoint(self.folder.checkpoint, self.model, self.optimizer, state, self.processes)
 
     def _anybody(self, here: bool) -> bool:
         """Whether any process says so: all must stop at the same step."""
         return bool(self.processes.sum(torch.tensor(float(here), device=self.processes.device)) > 0)
 
     def _diary(self) -> MetricsLog:
-        folder = self.folder if self.processes.first else None
+        folder = self.folder.path if self.processes.first else None
         return MetricsLog(folder, resume_step=self.step, tensorboard=self.config.tensorboard)
 
 
@@ -302,6 +262,7 @@ def new_decoder(shape: DecoderConfig, seed: int) -> DecoderForCausalLM:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = DecoderForCausalLM(shape)
+        layer: Any  # of plain parts
         for layer in model.model.layers:
             for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
                 projection.weight.mul_((2 * shape.num_hidden_layers) ** -0.5)
@@ -312,7 +273,7 @@ def new_optimizer(model: DecoderForCausalLM, config: TrainConfig) -> torch.optim
     """AdamW that decays matrices and leaves norms alone."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(
         groups, lr=0.0, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, fused=True
     )

@@ -1,0 +1,94 @@
+"""Between this package's decoder and the stock classes of `transformers` that compute the same.
+
+A decoder of plain parts has Llama's parameters, name for name; with norms on queries and keys it has Qwen3's. What is
+trained here is saved in that form, so it loads in every other tool without this package. Both directions share the
+parameters and copy nothing.
+"""
+
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from perplab.errors import PerplabError
+from perplab.models.decoder import DecoderConfig, DecoderForCausalLM
+
+_SHARED_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "initializer_range",
+    "tie_word_embeddings",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+)
+
+
+def to_stock(decoder: DecoderForCausalLM) -> PreTrainedModel | None:
+    """The decoder as a stock model around the same parameters; None where no stock model has these parts."""
+    config = decoder.config
+    if {*config.token_mixers} != {"softmax"} or {*config.channel_mixers} != {"swiglu"}:
+        return None
+    config_class, model_class = (Qwen3Config, Qwen3ForCausalLM) if config.qk_norm else (LlamaConfig, LlamaForCausalLM)
+    stock_config = config_class(
+        **{field: getattr(config, field) for field in _SHARED_FIELDS},
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        dtype=decoder.dtype,
+    )
+    stock = _around_parameters_of(decoder, model_class, stock_config)
+    stock.model.rotary_emb = type(stock.model.rotary_emb)(stock_config)  # its buffers are no parameters
+    return stock
+
+
+def to_decoder(stock: PreTrainedModel) -> DecoderForCausalLM:
+    """A decoder around the parameters of a Llama or Qwen3 model.
+
+    Raises:
+        PerplabError: the model has parts that the decoder cannot express.
+    """
+    config = stock.config
+    if not _is_plain(config):
+        raise PerplabError(
+            f"a {config.model_type} model with these settings is not a plain decoder",
+            "use a Llama or Qwen3 checkpoint without biases, sliding windows or scaled rotary positions",
+        )
+    decoder_config = DecoderConfig(
+        **{field: getattr(config, field) for field in _SHARED_FIELDS},
+        rope_theta=config.rope_parameters["rope_theta"],
+        qk_norm=config.model_type == "qwen3",
+    )
+    return _around_parameters_of(stock, DecoderForCausalLM, decoder_config)
+
+
+def _is_plain(config: PreTrainedConfig) -> bool:
+    return (
+        config.model_type in ("llama", "qwen3")
+        and config.rope_parameters["rope_type"] == "default"
+        and not config.attention_bias
+        and not getattr(config, "mlp_bias", False)
+        and config.hidden_act == "silu"
+        and getattr(config, "sliding_window", None) is None
+    )
+
+
+def _around_parameters_of(
+    source: PreTrainedModel, model_class: type[PreTrainedModel], config: PreTrainedConfig
+) -> PreTrainedModel:
+    with torch.device("meta"):
+        model = model_class(config)
+    model.load_state_dict(source.state_dict(), assign=True)
+    model.tie_weights()
+    model.generation_config = source.generation_config
+    return model.train(source.training)
