@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from perplab.cli import _plain_counts
+from perplab.cli import _plain_counts, main
 
 SMALL = ["--depth=1", "--vocab-size=300", "--block-size=64", "--batch-tokens=512", "--micro-batch-tokens=512"]
 
@@ -70,11 +70,23 @@ def trained(model_once, home):
     return folder
 
 
-def refused(done, *words):
-    assert done.returncode == 2, (done.stdout, done.stderr)
-    assert done.stderr.count("\n") == 1, done.stderr
-    for word in words:
-        assert word in done.stderr
+@pytest.fixture
+def refuses(home, monkeypatch, capsys):
+    """`refuses(arguments, words)`: the command ends with status 2 and one line that holds the words."""
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("PERPLAB_CACHE", str(home / "cache"))
+
+    def check(arguments, *words):
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        assert ended.value.code == 2
+        errors = capsys.readouterr().err
+        assert errors.startswith("perplab: ")
+        assert errors.count("\n") == 1
+        for word in words:
+            assert word in errors
+
+    return check
 
 
 def test_help_costs_no_heavy_import():
@@ -130,36 +142,44 @@ def test_interrupted_training_says_so_and_the_same_command_continues(perplab, ho
     assert steps == list(range(1, 200_000 // 512 + 1))
 
 
-def test_bad_input_costs_one_line_and_status_2(perplab, home):
-    refused(perplab("score"), "either TEXT or --corpus")
-    refused(perplab("score", "x", "--model", home / "nowhere"), "nowhere", "does not exist")
-    refused(perplab("lineage", home), "perplab.json")
-    train = ("train", "--out", "runs/x", *SMALL)
-    refused(perplab(*train, "--corpus", "nowhere.txt"), "nowhere.txt")
-    refused(perplab(*train, "--corpus", "builtin:nonsense"), "nonsense", "python")
-    refused(perplab(*train, "--corpus", "facts.jsonl", "--block-size", "100"), "batch_tokens", "multiple")
+def test_bad_input_costs_one_line_and_status_2(refuses, home):
+    refuses(["score"], "either TEXT or --corpus")
+    refuses(["score", "x", "--model", home / "nowhere"], "nowhere", "does not exist")
+    refuses(["lineage", home], "perplab.json")
+    refuses(["generate", "x", "--top-p", "2"], "top_p", "at most 1")
+    train = ["train", "--out", "runs/x"]
+    refuses([*train, "--corpus", "nowhere.txt"], "nowhere.txt")
+    refuses([*train, "--corpus", "builtin:nonsense"], "nonsense", "python")
+    refuses([*train, "--batch-tokens", "100"], "batch_tokens", "multiple")
+    refuses([*train, "--frobnicate"], "--frobnicate", "--help")
+    refuses(["train"], "--out", "--help")
     (home / "empty.txt").write_text("")
-    refused(perplab(*train, "--corpus", "empty.txt"), "empty.txt")
+    refuses([*train, "--corpus", "empty.txt"], "empty.txt")
     (home / "latin.txt").write_bytes("caf\xe9 ".encode("latin-1") * 9)
-    refused(perplab(*train, "--corpus", "latin.txt"), "latin.txt", "UTF-8")
+    refuses([*train, "--corpus", "latin.txt"], "latin.txt", "UTF-8")
 
 
-def test_a_damaged_model_is_named(perplab, trained):
+def test_the_status_reaches_the_shell(perplab):
+    done = perplab("score")
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_a_damaged_model_is_named(refuses, trained):
     weights = trained / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    refused(perplab("score", "x", "--model", trained), "model.safetensors")
+    refuses(["score", "x", "--model", trained], "model.safetensors")
     weights.write_bytes(whole)
     (trained / "config.json").write_text((trained / "config.json").read_text().replace("llama", "no_such_family"))
-    refused(perplab("score", "x", "--model", trained), "config.json")
+    refuses(["score", "x", "--model", trained], "config.json")
 
 
-def test_a_corrupt_diary_line_is_named_and_nothing_is_lost(perplab, trained):
+def test_a_corrupt_diary_line_is_named_and_nothing_is_lost(refuses, trained):
     diary = trained / "run" / "metrics.jsonl"
     lines = diary.read_text().splitlines()
     diary.write_text("\n".join([lines[0], "{broken", *lines[1:]]) + "\n")
     before = {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()}
-    refused(perplab(*training("runs/m", "10k")), "metrics.jsonl", "line 2")
+    refuses(training("runs/m", "10k"), "metrics.jsonl", "line 2")
     assert {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()} == before
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import perplab
 from build_pocket import CONFIG, CORPUS
 
-BASE = replace(CONFIG, tokens=400_000, evaluate_every=10_000, checkpoint_every=10_000)
+BASE = replace(CONFIG, tokens=400_000, evaluate_tokens=4096, evaluate_every=10_000, checkpoint_every=10_000)
 TRIALS = {
     "as chosen": BASE,
     "learning rate 0.001": replace(BASE, learning_rate=1e-3),
@@ -27,7 +27,8 @@ def main() -> None:
     """Run the trials named on the command line, or all."""
     print("| trial | parameters, M | held-out bits per byte | tokens a second |\n|---|---|---|---|")
     for name in sys.argv[1:] or TRIALS:
-        model = perplab.train(CORPUS, Path("runs/trials") / name.replace(" ", "-"), TRIALS[name], progress=False)
+        out = Path("runs/trials") / name.replace(" ", "-")
+        model = perplab.train(CORPUS, out, TRIALS[name], tokenizer="pocket", progress=False)
         figures = model.lineage.figures
         speed = figures["tokens"] / figures["training_seconds"]
         bits = figures["heldout_bits_per_byte/all"]

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 
@@ -37,18 +38,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and exit with its status."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
-        app(list(_plain_counts(sys.argv[1:] if arguments is None else arguments)), exit_on_error=False)
-    except CycloptsError:
-        sys.exit(2)  # the library has printed what is wrong
+        given = list(_plain_counts(sys.argv[1:] if arguments is None else arguments))
+        app(given, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        _refuse(f"{str(error).rstrip('.')}: see perplab --help, or perplab VERB --help")
     except PerplabError as error:
-        print(f"perplab: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
     except KeyboardInterrupt:
         print("perplab: interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"perplab: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _plain_counts(arguments: Sequence[str]) -> Iterator[str]:

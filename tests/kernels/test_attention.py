@@ -67,7 +67,7 @@ def _cut(pieces, length):
         yield length
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(layouts, st.sampled_from([1, 2, 4]))
 def test_any_layout_of_documents_agrees_with_the_reference(rows, groups):
     position_ids = positions(*rows)

@@ -43,7 +43,7 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(MODULE, "CHUNK_LOGITS", 4 * 13)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(1, 40),
     st.integers(1, 20),

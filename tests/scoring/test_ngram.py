@@ -106,7 +106,7 @@ def test_probabilities_after_seen_and_unseen_contexts_sum_to_one(order):
     st.lists(st.lists(st.integers(0, 3), max_size=30), min_size=1).filter(lambda texts: any(map(len, texts))),
     st.integers(1, 4),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_corpus_gives_a_proper_distribution_and_no_infinite_cost(texts, order):
     model = NGramModel(5, 4, order).fit(np.array(text, dtype=np.int64) for text in texts)
     probabilities = distribution(model, texts[0][:3])
