@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 # A shared machine is slow at times: examples have no deadline.
-settings.register_profile("unhurried")
+settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for torch and numpy, here and in processes started from here
