@@ -189,3 +189,21 @@ def test_public_names_are_found_and_documented():
     for name in perplab.__all__:
         assert getattr(perplab, name).__doc__
     assert Path(perplab.__file__).with_name("py.typed").exists()
+
+
+def test_the_demonstration_runs_to_its_end():
+    demo = Path(__file__).parents[1] / "tools" / "demo.py"
+    done = subprocess.run([sys.executable, demo], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for domain in ("python", "cpp", "reference", "docstrings"):
+        assert domain in done.stdout
+    assert "a prompt, continued" in done.stdout
+
+
+def test_the_shipped_model_beats_the_compressors_on_text_it_has_not_seen():
+    import perplab
+    from perplab.scoring.baselines import compressed_bits_per_byte
+
+    documents = list(perplab.open_corpus("builtin:python", "heldout").limited(60_000))
+    compressed = compressed_bits_per_byte([document.text for document in documents])
+    assert perplab.score(perplab.load("pocket"), documents).bits_per_byte < 0.8 * min(compressed.values())

@@ -14,7 +14,7 @@ from perplab.scoring.baselines import compressed_bits_per_byte
 from perplab.text import Document
 
 BYTES_PER_DOMAIN = 100_000
-PASSAGE_BYTES = 900
+PASSAGE_LENGTH = 900
 PROMPT = 'def read_lines(path, encoding="utf-8"):\n    """Return the lines of a text file'
 
 
@@ -61,7 +61,9 @@ def _scored(pocket: LanguageModel, heldout: dict[str, list[Document]]) -> Table:
 
 
 def _show_passage(console: Console, pocket: LanguageModel, documents: list[Document]) -> None:
-    text = max(documents, key=lambda document: len(document.text)).text[:PASSAGE_BYTES]
+    text = max(documents, key=lambda document: len(document.text)).text
+    start = text.index("\n    def ", len(text) // 2) + 1
+    text = text[start : text.index("\n", start + PASSAGE_LENGTH)]
     console.rule("the costliest tokens of a passage")
     console.print(coloured_costs(perplab.score(pocket, text), pocket.tokenizer), soft_wrap=True)
     console.print(legend())
@@ -70,7 +72,7 @@ def _show_passage(console: Console, pocket: LanguageModel, documents: list[Docum
 def _continue_prompt(console: Console, pocket: LanguageModel) -> None:
     console.rule("a prompt, continued")
     console.print(PROMPT, end="", style="bold", markup=False)
-    config = perplab.models.generation.GenerateConfig(max_new_tokens=100, temperature=0.6, seed=1)
+    config = perplab.GenerateConfig(max_new_tokens=100, temperature=0.6, seed=1)
     perplab.generate(pocket, PROMPT, config, show=lambda piece: console.print(piece, end="", markup=False))
     console.print()
 

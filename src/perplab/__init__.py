@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from perplab.errors import PerplabError
     from perplab.models import LanguageModel, Lineage, load
-    from perplab.models.generation import generate
+    from perplab.models.generation import GenerateConfig, generate
     from perplab.scoring import TokenScores, score
     from perplab.text import Corpus, open_corpus
     from perplab.training import TrainConfig, train
 
 _HOMES = {
     "Corpus": "perplab.text",
+    "GenerateConfig": "perplab.models.generation",
     "LanguageModel": "perplab.models",
     "Lineage": "perplab.models",
     "PerplabError": "perplab.errors",
@@ -31,6 +32,7 @@ _HOMES = {
 
 __all__ = [
     "Corpus",
+    "GenerateConfig",
     "LanguageModel",
     "Lineage",
     "PerplabError",
