@@ -1,9 +1,8 @@
 """Streaming: a token store of a corpus larger than memory.
 
 A generated JSON-lines corpus is built into a token store by a process that may allocate no more than 1 GiB
-(`RLIMIT_DATA`, so that the system enforces it); the corpus of 1.25 GB does not fit there. Shown is the process's peak of
-resident memory, at a tenth of the corpus and at all of it. Goal: below 2 GiB for any
-corpus, so no growth with it.
+(`RLIMIT_DATA`, so that the system enforces it); the corpus of 1.25 GB does not fit there. Shown is the process's peak
+of resident memory, at a tenth of the corpus and at all of it. Goal: below 2 GiB for any corpus, so no growth with it.
 """
 
 import resource

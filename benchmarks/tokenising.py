@@ -25,7 +25,7 @@ BUILTIN = "builtin:python"
 
 
 def measure(quick: bool) -> list[dict[str, Any]]:
-    megabytes, repetitions = (2, 1) if quick else (100, REPETITIONS)
+    megabytes, repetitions = (2, 1) if quick else (20, REPETITIONS)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer, generated = Path(folder, "tokenizer"), Path(folder, "generated.jsonl")
         write_tokenizer(tokenizer)
