@@ -1,5 +1,6 @@
 """`perplab train`."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +40,8 @@ def train(
     except TrainingInterrupted as stop:
         print(f"perplab: {stop}", file=sys.stderr)
         sys.exit(130)
+    if os.environ.get("RANK", "0") != "0":  # one of several processes tells
+        return
     figures = model.lineage.figures if model.lineage else {}
     print(f"{out}: {figures['parameters'] / 1e6:.1f} M parameters, {figures['tokens'] / 1e6:.1f} M tokens")
     for name, value in figures.items():
