@@ -1,6 +1,7 @@
 """`make pocket`: train the model that ships inside the package, and measure it on held-out text beside its baselines.
 
-About an hour on two cores; killed or interrupted, the same command continues. The result replaces src/perplab/models/pocket/ when it is complete and small enough.
+About an hour on two cores; killed or interrupted, the same command continues. The result replaces
+src/perplab/models/pocket/ when it is complete and small enough.
 """
 
 import json
