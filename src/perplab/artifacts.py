@@ -112,6 +112,12 @@ def read_json(path: str | os.PathLike[str], mend: str) -> Any:
         raise PerplabError(f"{path} is not valid JSON ({error})", mend) from None
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: `$PERPLAB_CACHE`, or `~/.cache/perplab`."""
+    configured = os.environ.get("PERPLAB_CACHE")
+    return Path(configured).expanduser() if configured else Path.home() / ".cache" / "perplab"
+
+
 def _previous(target: Path) -> Path:
     return target.with_name(f".previous-{target.name}")
 

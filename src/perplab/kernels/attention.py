@@ -106,6 +106,26 @@ def _cpu_attention_backward(
     return grads
 
 
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None) -> Tensor:
+    """Causal attention of whole sequences, by the fastest kernel for their device, length and dtype; no gradient.
+
+    Args:
+        query: (sequences, heads, length, head_dim).
+        key: as `query`.
+        value: as `query`.
+        scale: factor on the scores; None for head_dim ** -0.5.
+
+    Returns:
+        (sequences, heads, length, head_dim).
+    """
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+    if _is_blocked(query):
+        return _blocked_forward(query, key, value, scale)
+    output: Tensor = _flash_forward(query, key, value, 0.0, True, scale=scale)[0]
+    return output
+
+
 _flash_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -114,12 +134,12 @@ def _is_blocked(query: Tensor) -> bool:
     return query.dtype == torch.bfloat16 and query.shape[2] <= LONGEST_BLOCKED
 
 
-def _blocked_forward(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _blocked_forward(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
     """Attention of whole documents, each argument (documents, heads, length, head_dim)."""
     queries, keys, values = (states.flatten(0, 1).contiguous() for states in (query, key, value))
     mixed = torch.empty_like(queries)
     for heads, block, seen in _blocks(*queries.shape[:2]):
-        mixed[heads, block] = _weights(queries[heads, block], keys[heads, seen]) @ values[heads, seen]
+        mixed[heads, block] = _weights(queries[heads, block], keys[heads, seen], scale) @ values[heads, seen]
     return mixed.view(query.shape)
 
 
@@ -145,11 +165,12 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _weights(queries: Tensor, keys: Tensor) -> Tensor:
+def _weights(queries: Tensor, keys: Tensor, scale: float | None = None) -> Tensor:
     """Attention weights of a block of queries over the keys up to the block's own end."""
     block, seen = queries.shape[1], keys.shape[1]
     future = torch.full((block, seen), float("-inf"), dtype=queries.dtype).triu_(seen - block + 1)
-    scores = torch.baddbmm(future, queries, keys.transpose(1, 2), alpha=queries.shape[-1] ** -0.5)
+    scale = queries.shape[-1] ** -0.5 if scale is None else scale
+    scores = torch.baddbmm(future, queries, keys.transpose(1, 2), alpha=scale)
     return torch.softmax(scores, dim=-1)
 
 

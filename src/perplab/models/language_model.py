@@ -8,6 +8,7 @@
 - Saving replaces the folder whole, and the same model saved twice gives the same bytes.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -74,6 +75,11 @@ class LanguageModel:
     lineage: Lineage | None = None
     name: str = "model"
     path: Path | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of the weights: of the files in `path`, or of what is in memory where there is none."""
+        return weights_fingerprint(self.path) if self.path else _state_fingerprint(self.model.state_dict())
 
     def derive(
         self,
@@ -153,6 +159,15 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerB
     """
     with _quiet_transformers():
         return _read_tokenizer(_local_folder(name_or_path))
+
+
+def _state_fingerprint(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256, in hexadecimal, over names, shapes and contents of some tensors in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _local_folder(name_or_path: str | os.PathLike[str]) -> Path:

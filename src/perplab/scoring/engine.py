@@ -1,89 +1,160 @@
-"""Scoring text with any causal language model.
+"""The engine: what tokens cost a causal language model, for every number in the package.
 
 Decisions:
-- A document is preceded by the token that begins documents, so its first token has a cost like any other and every byte
-  counts.
-- A document longer than the model's positions is scored in windows that overlap by half: each token after the first
-  window is predicted from at least half a window of what comes before it.
-- Log-probabilities are taken in float32, whatever the model computes in.
+- Requests are packed into rows of segments (`rows.py`): nothing is padded, and beginnings that neighbours share are
+  computed once.
+- A family whose attention goes through transformers' interface reads such a row in one pass (`packed_forward.py`). Any
+  other causal model reads the same requests as batches padded on the right, where causality alone makes them exact.
+- The head is applied where a token is scored and nowhere else, to a chunk of tokens at a time (`token_metrics.py`).
+- A cost that is not finite is an error that names the layer and the token it began at, never a number.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
+from torch import Tensor
 
 from perplab.errors import PerplabError
 from perplab.models import LanguageModel
-from perplab.scoring.token_scores import TokenScores
-from perplab.text import Document, boundary_tokens, text_encoder, token_bytes
+from perplab.models.anatomy import anatomy
+from perplab.scoring.hidden_states import has_known_parts, row_states
+from perplab.scoring.requests import Request
+from perplab.scoring.rows import Row, rows_of
+from perplab.scoring.token_metrics import TokenMetric, token_metrics
 
-UNLIMITED_WINDOW = 2048
-"""Window for models whose positions have no limit."""
+RequestScores = dict[TokenMetric, npt.NDArray[np.generic]]
+
+BATCH_TOKENS = 4096
+"""Tokens that go through a model at once."""
 
 
-def score(language_model: LanguageModel, text: str | Iterable[Document]) -> TokenScores:
-    """What every token of a text costs.
+@dataclass(frozen=True, eq=False)
+class ScoredStates:
+    """Hidden states that predict scored tokens, for some requests in their order.
+
+    Attributes:
+        hidden_states: (scored, width), what the head takes; logits where the model's head cannot be told apart.
+        labels: (scored,) the ids that came.
+        request: (scored,) int64, the number of the request each belongs to.
+        offset: (scored,) int64, its place in the request's continuation.
+    """
+
+    hidden_states: Tensor
+    labels: Tensor
+    request: Tensor
+    offset: Tensor
+
+
+def score_requests(
+    language_model: LanguageModel,
+    requests: Iterable[Request],
+    metrics: Collection[TokenMetric] = ("nll",),
+    *,
+    batch_tokens: int | None = None,
+) -> Iterator[RequestScores]:
+    """Score requests.
 
     Args:
-        language_model: the model and its tokenizer.
-        text: one text, or documents.
+        language_model: the model; it is put into evaluation mode.
+        requests: read as a stream. Neighbours that share a beginning share its computation.
+        metrics: which of `TOKEN_METRICS` to give.
+        batch_tokens: tokens that go through the model at once; None for `BATCH_TOKENS`.
+
+    Yields:
+        For each request, in order, one (scored tokens,) array a metric.
 
     Raises:
-        PerplabError: there is nothing to score, or the model gives costs that are not finite.
+        PerplabError: a request is longer than the model's positions or has ids outside its vocabulary, or a cost is not
+            finite.
     """
-    documents = [Document(text, "text", "text")] if isinstance(text, str) else text
-    encoder = text_encoder(language_model.tokenizer)
-    lengths = token_bytes(language_model.tokenizer)
-    bos, _ = boundary_tokens(language_model.tokenizer)
-    columns: dict[str, list[npt.NDArray[np.generic]]] = {name: [] for name in _TOKEN_COLUMNS}
-    rows: list[tuple[str, str, int]] = []
-    for document in documents:
-        ids = np.array(encoder.encode(document.text, add_special_tokens=False).ids, dtype=np.int32)
-        ends = np.cumsum(lengths[ids])
-        columns["document"].append(np.full(len(ids), len(rows), dtype=np.int32))
-        columns["token_id"].append(ids)
-        columns["start"].append(ends - lengths[ids])
-        columns["end"].append(ends)
-        columns["nll"].append(_document_nll(language_model, np.concatenate(([bos], ids)), document.name))
-        rows.append((document.name, document.domain, len(document.text.encode("utf-8"))))
-    if sum(map(len, columns["nll"])) == 0:
-        raise PerplabError("there is no token to score", "give a text that is not empty")
-    tokens = pa.table({name: pa.array(np.concatenate(parts)) for name, parts in columns.items()})
-    names, domains, sizes = zip(*rows, strict=True)
-    return TokenScores(tokens, pa.table({"name": names, "domain": domains, "bytes": pa.array(sizes, pa.int64())}))
-
-
-_TOKEN_COLUMNS = ("document", "token_id", "start", "end", "nll")
-
-
-def _document_nll(language_model: LanguageModel, ids: npt.NDArray[np.integer], name: str) -> npt.NDArray[np.float32]:
-    """Cost of `ids[1:]`, each given what its window holds before it."""
-    model = language_model.model
-    nll = np.empty(len(ids) - 1, dtype=np.float32)
-    window = getattr(model.config, "max_position_embeddings", None) or UNLIMITED_WINDOW
-    for begin, first_new, end in _windows(len(nll), window):
-        inputs = torch.from_numpy(ids[begin:end].astype(np.int64))[None].to(model.device)
-        labels = torch.from_numpy(ids[first_new + 1 : end + 1].astype(np.int64)).to(model.device)
+    head, vocabulary_size = head_of(language_model)
+    wanted = tuple(dict.fromkeys((*metrics, "nll")))
+    for row, hidden_states in _rows_with_states(language_model, requests, batch_tokens):
+        labels = row.labels.to(hidden_states.device)
         with torch.inference_mode():
-            logits = model(input_ids=inputs, use_cache=False).logits[0, first_new - begin :].float()
-            costs = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-        nll[first_new:end] = costs.cpu().numpy()
-    if not np.isfinite(nll).all():
-        position = int(np.flatnonzero(~np.isfinite(nll))[0])
-        raise PerplabError(
-            f"{language_model.name} gives no finite cost for token {position} of {name}",
-            "check the weights, or load the model in float32",
-        )
-    return nll
+            found = token_metrics(hidden_states, labels, head, wanted, vocabulary_size=vocabulary_size)
+        if not torch.isfinite(found["nll"]).all():
+            _refuse_not_finite(language_model, row, int((~torch.isfinite(found["nll"])).nonzero()[0]))
+        columns = {metric: found[metric].cpu().numpy() for metric in metrics}
+        borders = np.cumsum([len(request.continuation) for request in row.requests])[:-1]
+        parts = {metric: np.split(values, borders) for metric, values in columns.items()}
+        for index in range(len(row.requests)):
+            yield {metric: parts[metric][index] for metric in metrics}
 
 
-def _windows(targets: int, window: int) -> Iterator[tuple[int, int, int]]:
-    """Windows over `targets` predictions as (first input, first prediction that is new, end)."""
-    begin = end = 0
-    while end < targets:
-        first_new, end = end, min(targets, begin + window)
-        yield begin, first_new, end
-        begin = end - window // 2
+def scored_states(
+    language_model: LanguageModel, requests: Iterable[Request], *, batch_tokens: int | None = None
+) -> Iterator[ScoredStates]:
+    """The hidden states behind the scores, a row at a time; models given the same requests make the same cuts.
+
+    Raises:
+        PerplabError: as for `score_requests`, but for costs that are not finite.
+    """
+    for row, hidden_states in _rows_with_states(language_model, requests, batch_tokens):
+        yield ScoredStates(hidden_states, row.labels.to(hidden_states.device), row.request, row.offset)
+
+
+def head_of(language_model: LanguageModel) -> tuple[Callable[[Tensor], Tensor], int]:
+    """What turns the states of `scored_states` into logits, and the vocabulary size of those."""
+    model = language_model.model
+    if has_known_parts(model):
+        parts = anatomy(model)
+        return parts.logits, int(parts.head.matrix.shape[0])
+    return lambda logits: logits, int(model.config.vocab_size)
+
+
+def _rows_with_states(
+    language_model: LanguageModel, requests: Iterable[Request], batch_tokens: int | None
+) -> Iterator[tuple[Row, Tensor]]:
+    if batch_tokens is not None and batch_tokens < 1:
+        raise PerplabError(f"batch_tokens is {batch_tokens}", "give 1 or more")
+    model = language_model.model.eval()
+    checked = _checked(language_model, requests)
+    for row in rows_of(checked, batch_tokens or BATCH_TOKENS):
+        with torch.inference_mode():
+            yield row, row_states(model, row)
+
+
+def _checked(language_model: LanguageModel, requests: Iterable[Request]) -> Iterator[Request]:
+    """The requests, refusing those that the model has no positions or no embeddings for."""
+    config = language_model.model.config
+    positions = getattr(config, "max_position_embeddings", None)
+    vocabulary = language_model.model.get_input_embeddings().weight.shape[0]
+    for request in requests:
+        length = len(request.context) + len(request.continuation) - 1
+        if positions is not None and length > positions:
+            raise PerplabError(
+                f"{length} tokens do not fit the {positions} positions of {language_model.name}",
+                "use a shorter window or a shorter context",
+            )
+        for ids in (request.context, request.continuation):
+            if not 0 <= ids.min() <= ids.max() < vocabulary:
+                raise PerplabError(
+                    f"token {ids.max()} is outside the vocabulary of {vocabulary} of {language_model.name}",
+                    "encode the text with the model's own tokenizer",
+                )
+        yield request
+
+
+def _refuse_not_finite(language_model: LanguageModel, row: Row, scored: int) -> NoReturn:
+    """Say where what is not finite begins: rerun the request by itself and look at every layer."""
+    index = int(row.request[scored])
+    request = row.requests[index - int(row.request[0])]
+    inputs = torch.from_numpy(request.input_ids.astype(np.int64))[None].to(language_model.model.device)
+    with torch.inference_mode():
+        layers = language_model.model(input_ids=inputs, use_cache=False, output_hidden_states=True).hidden_states or ()
+    source, token = "the head", len(request.context) - 1 + int(row.offset[scored])
+    for layer, states in enumerate(layers):
+        broken = ~torch.isfinite(states[0]).all(dim=-1)
+        if broken.any():
+            source, token = f"layer {layer}" if layer else "the embedding", int(broken.nonzero()[0])
+            break
+    where = request.name or f"request {index}"
+    raise PerplabError(
+        f"{source} of {language_model.name} gives no finite value at token {token} of {where}",
+        "check the weights, or load the model in float32",
+    )

@@ -9,7 +9,6 @@
 - While the tokenizer's threads encode one batch, Python writes the last and reads the next.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from perplab.artifacts import atomic_folder, read_json, recover_folder, remove_temporaries, write_json
+from perplab.artifacts import atomic_folder, cache_folder, read_json, recover_folder, remove_temporaries, write_json
 from perplab.errors import PerplabError
 from perplab.text.corpus import Corpus
 from perplab.text.documents import Document
@@ -91,7 +90,7 @@ def token_store(
     """
     from filelock import FileLock
 
-    home = (folder if folder is not None else _cache_folder() / "tokens") / _key(corpus, tokenizer)
+    home = (folder if folder is not None else cache_folder() / "tokens") / _key(corpus, tokenizer)
     path = home / "store"
     lengths = token_bytes(tokenizer)
     if not _is_whole(path):
@@ -108,11 +107,6 @@ def token_store(
             if not _is_whole(path):
                 _build(path, corpus, tokenizer, len(lengths), progress)
     return _open(path, lengths)
-
-
-def _cache_folder() -> Path:
-    configured = os.environ.get("PERPLAB_CACHE")
-    return Path(configured).expanduser() if configured else Path.home() / ".cache" / "perplab"
 
 
 def _key(corpus: Corpus, tokenizer: "PreTrainedTokenizerBase") -> str:
