@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint bench pocket clean
+# llama.cpp is compiled for test-slow and for bench, which compare with it.
+.PHONY: demo test test-browser test-slow lint bench pocket clean
 
 demo: .venv/installed
 	$(BIN)/python tools/demo.py
@@ -10,7 +11,10 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest
 
-test-slow: .venv/installed
+test-browser: .venv/installed
+	$(BIN)/python -m pytest -m browser
+
+test-slow: .venv/peers
 	$(BIN)/python -m pytest -m slow
 
 lint: .venv/installed
@@ -19,7 +23,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/installed
+bench: .venv/peers
 	$(BIN)/python benchmarks/run.py
 
 pocket: .venv/installed
@@ -32,4 +36,8 @@ clean:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "perplab needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv/peers: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[peers]'
 	touch $@

@@ -1,20 +1,33 @@
 """`perplab score`."""
 
 import json
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from perplab.commands.colours import coloured_costs
 from perplab.commands.reading import text_argument
 from perplab.errors import PerplabError
-from perplab.models import load
+from perplab.models import LanguageModel, load
 from perplab.scoring import TokenScores
 from perplab.scoring import score as score_text
-from perplab.text import open_corpus
+from perplab.scoring.bootstrap import Interval
+from perplab.scoring.conventions import Convention, convention_of
+from perplab.scoring.perplexity import Perplexity, summary
+from perplab.scoring.tables import LossRow, by_position, by_token_class, loss_table
+from perplab.scoring.token_classes import token_classifier
+from perplab.scoring.token_metrics import TokenMetric
+from perplab.text import Corpus, open_corpus
 from perplab.text.documents import Split
+
+View = Literal["domain", "position", "token-class"]
 
 
 def score(
@@ -25,11 +38,18 @@ def score(
     corpus: str | None = None,
     split: Split = "all",
     limit_bytes: Annotated[int | None, Parameter(name="--limit-size")] = None,
+    convention: str = "perplab",
+    window: int | None = None,
+    stride: int | None = None,
+    by: View = "domain",
+    metrics: Annotated[tuple[TokenMetric, ...], Parameter(name="--metric", negative="")] = (),
+    out: str | None = None,
+    batch_tokens: int | None = None,
     device: str = "cpu",
     dtype: str = "auto",
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
-    """Say what every token of TEXT costs, or what a corpus costs by domain.
+    """Say what every token of TEXT costs, or what a corpus costs.
 
     Args:
         text: Text to score; - reads it from standard input.
@@ -37,60 +57,133 @@ def score(
         corpus: Score these documents in place of TEXT: builtin:NAME, a file or folder, or hf:DATASET.
         split: Side of the corpus: all, train or heldout.
         limit_bytes: Read at most so many bytes of the corpus.
+        convention: Whose way of taking a perplexity: perplab, lm-eval, nanochat, hf-stride, gptq or llamacpp.
+        window: Tokens read in a window, in place of the convention's.
+        stride: Tokens between the begins of windows, in place of the convention's.
+        by: What the table shows beside the whole: domain, position or token-class.
+        metrics: A column beside the cost, such as rank or entropy; give the flag once for each.
+        out: Keep the scores of every token in this folder. An interrupted run goes on from there.
+        batch_tokens: Tokens that go through the model at once.
         device: Where to compute, for example cpu or cuda:0.
         dtype: Of the weights in memory; auto keeps the checkpoint's.
         as_json: Print one JSON object.
     """
     if (text is None) == (corpus is None):
         raise PerplabError("score takes either TEXT or --corpus", "give one of the two")
+    chosen = replace(convention_of(convention), window=window, stride=stride)
     language_model = load(model, device=device, dtype=dtype)
+    options: dict[str, Any] = {
+        "convention": chosen,
+        "metrics": metrics,
+        "out": out,
+        "batch_tokens": batch_tokens,
+    }
     if text is not None:
-        scores = score_text(language_model, text_argument(text))
-        summary = _figures(scores) | {"model": model}
-        if as_json:
-            print(json.dumps(summary | {"tokens": _token_rows(scores, language_model.tokenizer)}, ensure_ascii=False))
-            return
-        console = Console(highlight=False)
-        console.print(coloured_costs(scores, language_model.tokenizer), soft_wrap=True)
-        console.print(
-            f"\n{summary['num_tokens']} tokens, {summary['bytes']} bytes: perplexity {summary['perplexity']:.2f}, "
-            f"{summary['bits_per_byte']:.3f} bits per byte"
-        )
+        scores = score_text(language_model, text_argument(text), **options)
+        _show_text(scores, language_model, chosen, as_json)
         return
     documents = open_corpus(str(corpus), split)
-    scores = score_text(language_model, documents.limited(limit_bytes) if limit_bytes else documents)
-    parts = {domain: _figures(part) for domain, part in scores.by_domain().items()} | {"all": _figures(scores)}
+    documents = documents.limited(limit_bytes) if limit_bytes else documents
+    with _bar(documents) as watch:
+        scores = score_text(language_model, documents, watch=watch, **options)
+    _show_corpus(scores, language_model, chosen, by, as_json)
+
+
+def _show_text(scores: TokenScores, language_model: LanguageModel, convention: Convention, as_json: bool) -> None:
+    whole = summary(scores, convention)
     if as_json:
-        print(json.dumps({"model": model, "corpus": corpus, "split": split, "domains": parts}))
+        rows = scores.tokens.drop_columns(["document", "window"]).to_pylist()
+        tokens = [row | {"text": language_model.tokenizer.decode([row["token_id"]])} for row in rows]
+        print(json.dumps({"model": language_model.name, **asdict(whole), "tokens": tokens}, ensure_ascii=False))
         return
-    Console().print(_table(parts))
+    console = Console(highlight=False)
+    console.print(coloured_costs(scores, language_model.tokenizer), soft_wrap=True)
+    console.print(
+        f"\n{whole.num_tokens} tokens, {whole.num_bytes} bytes: perplexity {whole.token_perplexity:.2f}, "
+        f"{whole.bits_per_byte:.3f} bits per byte"
+    )
 
 
-def _figures(scores: TokenScores) -> dict[str, Any]:
-    return {
-        "num_tokens": len(scores.nll),
-        "bytes": scores.num_bytes,
-        "nats": scores.nats,
-        "perplexity": scores.perplexity,
-        "bits_per_byte": scores.bits_per_byte,
-    }
+def _show_corpus(
+    scores: TokenScores, language_model: LanguageModel, convention: Convention, by: View, as_json: bool
+) -> None:
+    whole = summary(scores, convention)
+    if by == "domain":
+        parts = {domain: summary(part, convention) for domain, part in scores.by_domain().items()} | {"all": whole}
+        if as_json:
+            shown = {name: asdict(part) for name, part in parts.items()}
+            print(json.dumps({**scores.origin, **asdict(whole), "domains": shown}))
+        else:
+            Console().print(_domain_table(parts, whole))
+        return
+    grouping = (
+        by_position(scores) if by == "position" else by_token_class(scores, token_classifier(language_model.tokenizer))
+    )
+    rows = loss_table(scores, grouping)
+    if as_json:
+        print(json.dumps({**scores.origin, **asdict(whole), "rows": [asdict(row) for row in rows]}))
+    else:
+        Console().print(_loss_table(rows, by))
 
 
-def _token_rows(scores: TokenScores, tokenizer: Any) -> list[dict[str, Any]]:
-    rows = scores.tokens.select(["token_id", "start", "end", "nll"]).to_pylist()
-    return [row | {"text": tokenizer.decode([row["token_id"]])} for row in rows]
-
-
-def _table(parts: dict[str, dict[str, Any]]) -> Table:
-    table = Table("domain", *("bytes", "tokens", "perplexity", "bits per byte"))
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for domain, part in parts.items():
-        table.add_row(
-            domain,
-            f"{part['bytes']:,}",
-            f"{part['num_tokens']:,}",
-            f"{part['perplexity']:.2f}",
-            f"{part['bits_per_byte']:.4f}",
-        )
+def _domain_table(parts: dict[str, Perplexity], whole: Perplexity) -> Table:
+    in_bits = whole.unit == "bits per byte"
+    units = ("bits per byte",) if in_bits else (whole.unit, "bits per byte")
+    table = _table(f"by the convention {whole.convention}", "domain", "documents", "tokens", *units)
+    for name, part in parts.items():
+        if name == "all":
+            table.add_section()
+        values = [] if in_bits else [_with_interval(part.value, part.interval)]
+        bits = _with_interval(part.bits_per_byte, part.bits_per_byte_interval)
+        table.add_row(name, f"{part.num_documents:,}", f"{part.num_tokens:,}", *values, bits)
     return table
+
+
+def _loss_table(rows: list[LossRow], by: View) -> Table:
+    table = _table(None, by.replace("-", " "), "tokens", "of tokens", "nats a token", "of the loss")
+    for row in rows:
+        nats = _with_interval(row.nats_per_token, row.interval)
+        table.add_row(row.name, f"{row.tokens:,}", f"{row.token_share:.1%}", nats, f"{row.loss_share:.1%}")
+    return table
+
+
+def _table(title: str | None, first: str, *others: str) -> Table:
+    table = Table(title=title)
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _with_interval(value: float, interval: Interval | None) -> str:
+    shown = [f"{figure:.4g}" for figure in (value, *((interval.low, interval.high) if interval else ()))]
+    return f"{shown[0]} [dim]{shown[1]} to {shown[2]}[/dim]" if interval else shown[0]
+
+
+class _Speed(ProgressColumn):
+    """Tokens so far, and how many a second."""
+
+    def render(self, task: Task) -> Text:
+        tokens = task.fields["tokens"]
+        return Text(f"{tokens:,} tokens, {tokens / max(task.elapsed or 0, 1e-9):,.0f} a second")
+
+
+@contextmanager
+def _bar(documents: Corpus) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error over the bytes of a corpus, with tokens per second and time left."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("scoring"),
+        BarColumn(),
+        _Speed(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=documents.approximate_bytes, tokens=0)
+
+        def watch(tokens: int, size: int) -> None:
+            bar.update(task, advance=size, tokens=bar.tasks[0].fields["tokens"] + tokens)
+
+        yield watch

@@ -7,7 +7,7 @@ so that a mixture of two conventions is a convention as well.
   in windows that overlap by half.
 - `lm-eval` (lm-evaluation-harness 0.4, `loglikelihood_rolling` of its `hf` backend): each document alone after a prefix
   token, and after the special tokens that the tokenizer adds, which are scored: where that is a bos, a document begins
-  with two and pays for the second. Windows do not overlap but for one token of context; the last is filled from the left.
+  with two and pays for the second. Windows share one token, as context; the last is filled from the left.
 - `nanochat` (`evaluate_bpb` over its validation loader): documents packed in rows that begin with bos, bits over the
   bytes of what is scored. Its loader never ends; ours ends with the text, in a last row that may be short.
 - `hf-stride` (the guide on perplexity of transformers): documents joined by blank lines, overlapping windows, each of

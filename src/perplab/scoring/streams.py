@@ -42,7 +42,7 @@ FirstToken = Literal["bos", "bos, then special tokens", "special tokens", "bos o
 - `bos`: the token that begins documents (eos where there is no bos), as context only.
 - `bos, then special tokens`: the same, and after it whatever the tokenizer adds of its own, which is scored.
 - `special tokens`: whatever the tokenizer adds. With nothing before it, the first token of a sequence is not scored.
-- `bos over each window's first`: where the tokenizer begins texts with bos, each window's first token is replaced by it.
+- `bos over each window's first`: where the tokenizer begins texts with bos, it replaces the first token of each window.
 """
 
 JOINED = "joined"
@@ -124,19 +124,8 @@ class DocumentEncoder:
         self._opening = np.array(opening, dtype=np.int32)
 
     def encode(self, document: Document) -> PlannedDocument:
-        """The document as tokens, not yet with requests.
-
-        Raises:
-            PerplabError: its text has no UTF-8.
-        """
+        """The document as tokens, not yet with requests."""
         text = document.text
-        try:
-            num_bytes = len(text.encode("utf-8"))
-        except UnicodeEncodeError as error:
-            raise PerplabError(
-                f"{document.name} has a lone surrogate at character {error.start}, which UTF-8 cannot hold",
-                "decode the text with errors='strict' and correct its source",
-            ) from None
         # lm-eval leaves the tokenizer's own bos out where the text already spells one.
         spelled = bool(self._spelled_opening) and text.startswith(self._spelled_opening)
         encoding = self._encoder.encode(text, add_special_tokens=self._adds_special and not spelled)
@@ -144,7 +133,7 @@ class DocumentEncoder:
         return PlannedDocument(
             name=document.name,
             domain=document.domain,
-            num_bytes=num_bytes,
+            num_bytes=len(text.encode("utf-8")),
             num_words=1 + sum(1 for _ in re.finditer(r"\s+", text)),
             opening=self._opening,
             token_ids=np.array(encoding.ids, dtype=np.int32),
@@ -172,15 +161,27 @@ def streams(
     Raises:
         PerplabError: a text has no UTF-8.
     """
+    texts = map(_refuse_surrogates, documents)
     if concatenation == "each document alone":
-        yield from ([encoder.encode(document)] for document in documents)
+        yield from ([encoder.encode(document)] for document in texts)
     elif concatenation == "packed rows":
-        yield from _packed((encoder.encode(document) for document in documents), span)
+        yield from _packed(map(encoder.encode, texts), span)
     elif concatenation == "joined by blank lines":
-        yield [encoder.encode(_joined(documents, "\n\n"))]
+        yield [encoder.encode(_joined(texts, "\n\n"))]
     else:
-        whole = _joined(documents, "")
+        whole = _joined(texts, "")
         yield [encoder.encode(replace(whole, text=whole.text.removesuffix("\n")))]
+
+
+def _refuse_surrogates(document: Document) -> Document:
+    try:
+        document.text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PerplabError(
+            f"{document.name} has a lone surrogate at character {error.start}, which UTF-8 cannot hold",
+            "decode the text with errors='strict' and correct its source",
+        ) from None
+    return document
 
 
 def _joined(documents: Iterable[Document], separator: str) -> Document:

@@ -24,8 +24,8 @@ class Windows:
         stride: tokens from the begin of one window to the next, at most the length; `half` moves on by half a window;
             None means windows that by definition do not overlap.
         keeps_last_prediction: whether the token after those that are read is scored too.
-        tail: what is done where less than a window is left: it is `kept` as a short window, `filled` to a whole one with
-            tokens before it, or `dropped`.
+        tail: what is done where less than a window is left: it is `kept` as a short window, `filled` to a whole one
+            with tokens before it, or `dropped`.
         least: whole windows that a sequence must have.
     """
 
@@ -119,7 +119,7 @@ def cut(tokens: int, fitted: FittedWindows) -> Iterator[Window]:
     windows = fitted.windows
     if tokens < windows.least * fitted.length:
         raise PerplabError(
-            f"the text is too short: {tokens} tokens, where {windows.least} windows of {fitted.length} are needed",
+            f"the text is too short: {tokens} tokens, where {windows.least * fitted.length} are needed",
             "give a longer text or a smaller window",
         )
     begin = reached = 0

@@ -97,6 +97,10 @@ class BuiltinSource:
             lines += [f"{name}\t{item.name}\t{item.stamp}" for item in _LISTINGS[name]()]
         return "\n".join(lines)
 
+    def approximate_bytes(self) -> int | None:
+        """Not known before the text is read."""
+        return None
+
     def documents(self) -> Iterator[Document]:
         """Every document once."""
         seen: set[bytes] = set()

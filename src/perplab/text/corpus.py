@@ -14,7 +14,7 @@ from typing import get_args
 
 from perplab.errors import PerplabError
 from perplab.text.builtin import BuiltinSource
-from perplab.text.documents import Document, Source, Split, is_heldout
+from perplab.text.documents import HELDOUT_FRACTION, Document, Source, Split, is_heldout
 from perplab.text.files import open_path
 from perplab.text.hub import HubSource
 
@@ -42,6 +42,15 @@ class Corpus:
         """Hexadecimal digest that changes when the content, the split or the limit changes; reads no content."""
         parts = (self._source.identity(), self.split, str(self._max_bytes))
         return blake2b("\0".join(parts).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+    @property
+    def approximate_bytes(self) -> int | None:
+        """About how many bytes of text iterating yields, for a progress bar; None where nothing cheap tells."""
+        if self._max_bytes is not None:
+            return self._max_bytes
+        whole = self._source.approximate_bytes()
+        share = {"all": 1.0, "heldout": HELDOUT_FRACTION, "train": 1 - HELDOUT_FRACTION}[self.split]
+        return None if whole is None else round(whole * share)
 
     def __iter__(self) -> Iterator[Document]:
         """Yield the documents of this split. Empty documents are passed over.

@@ -38,6 +38,9 @@ class Source(Protocol):
     def identity(self) -> str:
         """Text that changes when the content may have changed, found without reading the content."""
 
+    def approximate_bytes(self) -> int | None:
+        """About how much text there is; None where nothing cheap tells."""
+
     def documents(self) -> Iterator[Document]:
         """All documents, in the same order each time."""
 

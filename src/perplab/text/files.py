@@ -25,6 +25,7 @@ PASSAGE_BYTES = 16 * 1024
 _CHUNK_BYTES = 1 << 20
 
 _PASSAGE_SUFFIXES = {".txt", ".md"}
+_COMPRESSED_SUFFIXES = (".gz", ".zst", ".parquet")
 _RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 _SOURCE_SUFFIXES = (
     *(".rst", ".tex", ".html", ".xml", ".json", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".csv", ".tsv", ".sql"),
@@ -53,6 +54,12 @@ class FileSource:
             status = path.stat()
             lines.append(f"{name}\t{domain}\t{status.st_size}\t{status.st_mtime_ns}")
         return "\n".join(lines)
+
+    def approximate_bytes(self) -> int | None:
+        """Size of the files; None where some are compressed."""
+        if any(path.name.endswith(_COMPRESSED_SUFFIXES) for path, _, _ in self._files):
+            return None
+        return sum(path.stat().st_size for path, _, _ in self._files)
 
     def documents(self) -> Iterator[Document]:
         """Every file's documents, file after file."""

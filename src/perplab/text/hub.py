@@ -35,6 +35,10 @@ class HubSource:
         builder = self._builder()
         return "\t".join(("hf", self._spec, str(builder.config_id), str(builder.hash)))
 
+    def approximate_bytes(self) -> int | None:
+        """Not known before the text is read."""
+        return None
+
     def documents(self) -> Iterator[Document]:
         """Every row with text."""
         domain = Path(self._dataset).name
