@@ -66,13 +66,14 @@ def test_chunks_do_not_show(dtype, monkeypatch):
     logits = torch.randn(37, 101, generator=torch.Generator().manual_seed(0)).to(dtype)
     labels = torch.arange(37)
     whole = metrics_of(logits, labels)
-    monkeypatch.setattr(module, "CHUNK_LOGITS", 5 * 101)
+    monkeypatch.setattr(module, "HEAD_LOGITS", 12 * 101)
+    monkeypatch.setattr(module, "METRIC_LOGITS", 5 * 101)
     for metric, values in metrics_of(logits, labels).items():
         assert torch.equal(values, whole[metric]), metric
 
 
 def test_logits_exist_for_one_chunk_at_a_time(monkeypatch):
-    monkeypatch.setattr(module, "CHUNK_LOGITS", 1000)
+    monkeypatch.setattr(module, "HEAD_LOGITS", 1000)
     seen = []
     states, weight = torch.randn(64, 8), torch.randn(100, 8)
     token_metrics(

@@ -2,7 +2,7 @@
 
 - The places are those of requests, scored exactly as the engine scores them, so the probability of a token that is
   among its own alternatives is the one its cost says.
-- As in `token_metrics`, logits exist for one chunk of tokens at a time and are normalised in float32.
+- As everywhere, logits exist for some tokens at a time and are normalised in float32.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,9 @@ from perplab.errors import PerplabError
 from perplab.models import LanguageModel
 from perplab.scoring.engine import head_of, scored_states
 from perplab.scoring.requests import Request
-from perplab.scoring.token_metrics import CHUNK_LOGITS
+
+CHUNK_LOGITS = 2**22
+"""Logits that exist at a time: 16 MiB in float32."""
 
 
 @dataclass(frozen=True, eq=False)
