@@ -38,8 +38,10 @@ _OF_MODEL = {
 }
 
 
-def export_gguf(language_model: LanguageModel, path: Path, pre_tokenizer: str = "qwen2") -> None:
-    """Write the model and its byte-level BPE tokenizer to `path`.
+def export_gguf(
+    language_model: LanguageModel, path: Path, pre_tokenizer: str = "qwen2", *, bfloat16: bool = False
+) -> None:
+    """Write the model and its byte-level BPE tokenizer to `path`; with `bfloat16`, its matrices in that type.
 
     Raises:
         ValueError: the model is not Llama's layout.
@@ -53,7 +55,11 @@ def export_gguf(language_model: LanguageModel, path: Path, pre_tokenizer: str = 
     for name, weight in language_model.model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        writer.add_tensor(_gguf_name(name), _gguf_order(name, weight, config))
+        values, kind = _gguf_order(name, weight, config), gguf.GGMLQuantizationType.F32
+        if bfloat16 and values.ndim == 2:
+            kind = gguf.GGMLQuantizationType.BF16
+            values = gguf.quants.quantize(values, kind)
+        writer.add_tensor(_gguf_name(name), values, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -26,7 +26,17 @@ from perplab.artifacts import atomic_file, read_json, write_json
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGE = HERE.parent / "docs" / "benchmarks.md"
-NAMES = ("training", "memory", "attention", "tokenising", "streaming")
+NAMES = (
+    "scoring",
+    "few_shot",
+    "scoring_memory",
+    "score_tables",
+    "training",
+    "memory",
+    "attention",
+    "tokenising",
+    "streaming",
+)
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy")
 
 Rows = list[dict[str, Any]]

@@ -1,21 +1,35 @@
 """`make demo`: the model inside the package, at work on text it has never seen, with no network.
 
-It scores held-out text by domain beside general compressors, shows what the tokens of a passage cost, and continues a
-prompt.
+It writes a page about the model and a second checkpoint of it, whose matrices are rounded to four bits, and says where
+the page is. Then it scores held-out text by domain beside general compressors, compares the two checkpoints, shows what
+the tokens of a passage cost, and continues a prompt.
 """
 
+import copy
+from pathlib import Path
+
+import torch
 from rich.console import Console
 from rich.table import Table
 
 import perplab
 from perplab.commands.colours import coloured_costs, legend
+from perplab.commands.comparison_page import comparison_page
+from perplab.evaluation.comparing import CompareConfig
 from perplab.models import LanguageModel
+from perplab.models.anatomy import linear_layers
+from perplab.report import report, study, write
+from perplab.scoring import TokenScores
 from perplab.scoring.baselines import compressed_bits_per_byte
 from perplab.text import Document
 
-BYTES_PER_DOMAIN = 100_000
-PASSAGE_LENGTH = 900
+FOLDER = Path("build/demo")
+BYTES_PER_DOMAIN = 25_000
+LONGEST_DOCUMENT = 25_000
+PASSAGE_LENGTH = 700
 PROMPT = 'def read_lines(path, encoding="utf-8"):\n    """Return the lines of a text file'
+LEVELS = 7
+"""Steps on either side of zero: four bits with their sign."""
 
 
 def main() -> None:
@@ -23,13 +37,18 @@ def main() -> None:
     console = Console(highlight=False)
     console.rule("perplab: what every token costs")
     pocket = perplab.load("pocket")
-    parameters = sum(parameter.numel() for parameter in pocket.model.parameters())
-    console.print(
-        f"pocket: {parameters / 1e6:.1f} M parameters, trained by this package on this package's own shelf.\n"
-    )
-    heldout = _heldout_documents()
-    console.print(_scored(pocket, heldout))
-    _show_passage(console, pocket, heldout["python"])
+    rounded = _rounded(pocket)
+    documents = _heldout_documents()
+    subjects = [study(model, documents) for model in (pocket, rounded)]
+    page = FOLDER / "report.html"
+    write(report(subjects), page)
+    console.print(f"Open [bold]{page.resolve()}[/bold] in a browser: all of the below, and the text token by token.\n")
+    console.print(_scored(documents, subjects[0].scores))
+    console.rule("one checkpoint against another")
+    config = CompareConfig(limit=60, passages=2, rounds=1, ledger=FOLDER / "comparisons.jsonl")
+    for part in comparison_page(perplab.compare(pocket, rounded, documents, config)):
+        console.print(part)
+    _show_passage(console, pocket, documents)
     _continue_prompt(console, pocket)
     console.print(
         '\nNext: [bold].venv/bin/perplab score "your text"[/bold], or '
@@ -37,32 +56,47 @@ def main() -> None:
     )
 
 
-def _heldout_documents() -> dict[str, list[Document]]:
-    return {
-        name: list(perplab.open_corpus(f"builtin:{name}", "heldout").limited(BYTES_PER_DOMAIN))
-        for name in ("python", "cpp", "reference", "docstrings")
-    }
+def _rounded(pocket: LanguageModel) -> LanguageModel:
+    """The same model with each row of its matrices rounded to the nearest of fifteen levels."""
+    model = copy.deepcopy(pocket.model)
+    with torch.no_grad():
+        for layer in linear_layers(model).values():
+            step = layer.weight.abs().amax(dim=1, keepdim=True) / LEVELS
+            layer.weight.copy_((layer.weight / step).round() * step)
+    rounded = pocket.derive(model, "round", config={"bits": 4})
+    rounded.save(FOLDER / "pocket-rounded")
+    return rounded
 
 
-def _scored(pocket: LanguageModel, heldout: dict[str, list[Document]]) -> Table:
+def _heldout_documents() -> list[Document]:
+    found: list[Document] = []
+    for name in ("python", "cpp", "reference", "docstrings"):
+        corpus = perplab.open_corpus(f"builtin:{name}", "heldout")
+        size = 0
+        for document in corpus:
+            if len(document.text) <= LONGEST_DOCUMENT:
+                found.append(document)
+                size += len(document.text)
+            if size >= BYTES_PER_DOMAIN:
+                break
+    return found
+
+
+def _scored(documents: list[Document], scores: TokenScores) -> Table:
     table = Table("held-out text", "bytes", "gzip -9", "xz -9e", "pocket", title="bits per byte (less is better)")
     for column in table.columns[1:]:
         column.justify = "right"
-    for domain, documents in heldout.items():
-        compressed = compressed_bits_per_byte([document.text for document in documents])
-        scores = perplab.score(pocket, documents)
-        table.add_row(
-            domain,
-            f"{scores.num_bytes:,}",
-            *(f"{bits:.3f}" for bits in compressed.values()),
-            f"[bold]{scores.bits_per_byte:.3f}[/bold]",
-        )
+    for domain, part in scores.by_domain().items():
+        compressed = compressed_bits_per_byte(document.text for document in documents if document.domain == domain)
+        figures = (f"{bits:.3f}" for bits in compressed.values())
+        table.add_row(domain, f"{part.num_bytes:,}", *figures, f"[bold]{part.bits_per_byte:.3f}[/bold]")
     return table
 
 
 def _show_passage(console: Console, pocket: LanguageModel, documents: list[Document]) -> None:
-    text = max(documents, key=lambda document: len(document.text)).text
-    start = text.index("\n    def ", len(text) // 2) + 1
+    sources = (document.text for document in documents if document.domain == "python")
+    text = max(sources, key=len)
+    start = text.index("\n", len(text) // 2) + 1
     text = text[start : text.index("\n", start + PASSAGE_LENGTH)]
     console.rule("the costliest tokens of a passage")
     console.print(coloured_costs(perplab.score(pocket, text), pocket.tokenizer), soft_wrap=True)

@@ -9,38 +9,56 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perplab.errors import PerplabError
+    from perplab.evaluation.comparing import CompareConfig, compare
+    from perplab.evaluation.suite import EvaluateConfig, evaluate
     from perplab.models import LanguageModel, Lineage, load
     from perplab.models.generation import GenerateConfig, generate
     from perplab.scoring import TokenScores, score
+    from perplab.scoring.explain import explain
+    from perplab.scoring.perplexity import Perplexity, perplexity
     from perplab.text import Corpus, open_corpus
     from perplab.training import TrainConfig, train
 
 _HOMES = {
+    "CompareConfig": "perplab.evaluation.comparing",
     "Corpus": "perplab.text",
+    "EvaluateConfig": "perplab.evaluation.suite",
     "GenerateConfig": "perplab.models.generation",
     "LanguageModel": "perplab.models",
     "Lineage": "perplab.models",
     "PerplabError": "perplab.errors",
     "TokenScores": "perplab.scoring",
+    "Perplexity": "perplab.scoring.perplexity",
     "TrainConfig": "perplab.training",
+    "compare": "perplab.evaluation.comparing",
+    "evaluate": "perplab.evaluation.suite",
+    "explain": "perplab.scoring.explain",
     "generate": "perplab.models.generation",
     "load": "perplab.models",
     "open_corpus": "perplab.text",
+    "perplexity": "perplab.scoring.perplexity",
     "score": "perplab.scoring",
     "train": "perplab.training",
 }
 
 __all__ = [
+    "CompareConfig",
     "Corpus",
+    "EvaluateConfig",
     "GenerateConfig",
     "LanguageModel",
     "Lineage",
     "PerplabError",
+    "Perplexity",
     "TokenScores",
     "TrainConfig",
+    "compare",
+    "evaluate",
+    "explain",
     "generate",
     "load",
     "open_corpus",
+    "perplexity",
     "score",
     "train",
 ]

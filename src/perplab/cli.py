@@ -29,9 +29,17 @@ app = App(
     version_flags=["--version"],
 )
 app.command("perplab.commands.score:score", name="score", help="Say what every token of a text costs.")
+app.command("perplab.commands.explain:explain", name="explain", help="Say why two conventions give two perplexities.")
+app.command(
+    "perplab.commands.compare:compare", name="compare", help="Say what one model does worse or better than another."
+)
+app.command("perplab.commands.evaluate:evaluate", name="evaluate", help="Measure a model on tasks.")
+app.command("perplab.commands.report:report", name="report", help="Write one HTML page about a model, or two.")
 app.command("perplab.commands.train:train", name="train", help="Train a model from text, or continue a run.")
 app.command("perplab.commands.generate:generate", name="generate", help="Continue a prompt.")
 app.command("perplab.commands.lineage:lineage", name="lineage", help="Say how a model was made.")
+app.command("perplab.commands.scaling:app", name="scaling", help="Predict a training run from smaller ones.")
+app.command("perplab.commands.claims:app", name="claims", help="Measure what papers claim.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -55,9 +55,9 @@ def test_the_answer_is_what_came_and_no_other_choice_is(task, items, documents):
 
 
 @every_task
-def test_the_same_seed_gives_the_same_items_and_another_seed_others(task, items, documents):
-    assert list(TASKS[task].items(documents, seed=0)) == items[task]
-    assert list(TASKS[task].items(documents, seed=1)) != items[task]
+def test_the_same_seed_gives_the_same_items_and_another_seed_others(task, documents):
+    first, same, other = (list(TASKS[task].items(documents[::3], seed)) for seed in (0, 0, 1))
+    assert first == same != other
 
 
 @every_task
@@ -186,13 +186,13 @@ def test_a_scorer_that_knows_the_documents_is_always_right(monkeypatch, document
 def test_the_shipped_model_is_between_chance_and_certainty(documents):
     calls = []
     results = evaluate(
-        load("pocket"), documents, EvaluateConfig(limit=24), watch=lambda *progress: calls.append(progress)
+        load("pocket"), documents, EvaluateConfig(limit=40), watch=lambda *progress: calls.append(progress)
     )
     assert [result.name for result in results] == list(TASKS)
     for result in results:
         assert result.chance < result.interval.low, result.name
         assert result.accuracy < 1
-    assert calls[:24] == [("last-word", done, 24) for done in range(1, 25)]
+    assert calls[:40] == [("last-word", done, 40) for done in range(1, 41)]
 
 
 def test_chance_is_the_commonest_answer_where_choices_are_always_the_same(items):

@@ -159,3 +159,10 @@ def test_the_parts_of_domains_have_perplexities(tiny_model, tiny_tokenizer):
     parts = score(model, text).by_domain()
     assert perplexity(parts["code"]).nats == pytest.approx(perplexity(model, [text[1]]).nats, rel=1e-5)
     assert perplexity(parts["prose"]).num_documents == 2
+
+
+def test_a_cost_that_no_float_can_exponentiate_is_infinite_and_null_in_json():
+    found = perplexity(scores_of([[[400.0, 400.0]]]), resamples=100)
+    assert found.word_perplexity == math.inf
+    assert found.as_json()["word_perplexity"] is None
+    assert found.as_json()["bits_per_byte"] == pytest.approx(400 / math.log(2))

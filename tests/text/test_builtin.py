@@ -78,3 +78,12 @@ def test_naming_and_fingerprinting_corpora_imports_nothing_heavy():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_joined_corpora_take_turns_by_size():
+    read, sizes = iter(BuiltinSource("python+reference").documents()), {"python": 0, "reference": 0}
+    longest = 0
+    for document in islice(read, 60):
+        sizes[document.domain] += len(document.text)
+        longest = max(longest, len(document.text))
+        assert abs(sizes["python"] - sizes["reference"]) <= longest

@@ -1,16 +1,14 @@
 """`perplab compare`."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from perplab.commands.comparison_page import comparison_page
-from perplab.evaluation.comparing import CompareConfig, Watch
+from perplab.commands.progress import stage_bar
+from perplab.evaluation.comparing import CompareConfig
 from perplab.evaluation.comparing import compare as compare_models
 from perplab.models import load
 from perplab.text import open_corpus
@@ -48,7 +46,7 @@ def compare(
     base, other = (load(name, device=device, dtype=dtype) for name in (first, second))
     documents = open_corpus(corpus, split)
     documents = documents.limited(limit_bytes) if limit_bytes else documents
-    with _bar(progress) as watch:
+    with stage_bar(progress) as watch:
         found = compare_models(base, other, documents, config, watch=watch)
     if as_json:
         print(json.dumps(found.as_json() | {"corpus": corpus, "split": split}, ensure_ascii=False, allow_nan=False))
@@ -57,13 +55,3 @@ def compare(
     for section in comparison_page(found):
         console.print(section)
         console.print()
-
-
-@contextmanager
-def _bar(shown: bool) -> Iterator[Watch]:
-    """A bar on standard error for whatever is being done."""
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not shown or not console.is_terminal) as bar:
-        task = bar.add_task("starting", total=None)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)

@@ -7,13 +7,13 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
+from perplab.commands.progress import stage_bar
 from perplab.errors import PerplabError
 from perplab.models import load
 from perplab.scoring.conventions import Convention, convention_of
-from perplab.scoring.explain import FACETS, Explanation
+from perplab.scoring.explain import Explanation
 from perplab.scoring.explain import explain as explain_difference
 from perplab.text import open_corpus
 from perplab.text.documents import Split
@@ -56,13 +56,12 @@ def explain(
         )
     language_model = load(model, device=device, dtype=dtype)
     documents = open_corpus(corpus, split)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("Scoring", total=1 + len(FACETS))
+    with stage_bar() as watch:
         explanation = explain_difference(
             language_model,
             documents.limited(limit_bytes) if limit_bytes else documents,
             *pair,
-            on_number=lambda done, total: progress.update(task, completed=done, total=total),
+            on_number=lambda done, total: watch("scoring by one convention after another", done, total),
         )
     if as_json:
         print(json.dumps({"model": model, "corpus": corpus, "split": split} | _record(explanation)))

@@ -1,14 +1,11 @@
 """`perplab report`."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from perplab.commands.progress import scoring_bar
 from perplab.commands.reading import text_argument
 from perplab.errors import PerplabError
 from perplab.report.config import ReportConfig
@@ -58,7 +55,7 @@ def report(
     documents = _documents(text, corpus, split, limit_bytes)
     subjects = []
     for name in filter(None, (model, other)):
-        with _bar(name, documents, shown=progress) as watch:
+        with scoring_bar(documents, f"scoring with {name}", progress) as watch:
             # A model is let go before the next is loaded.
             subjects.append(study(load(name, device=device, dtype=dtype), documents, config, watch=watch))
     rows = summary() if claims else []
@@ -73,26 +70,3 @@ def _documents(text: str | None, corpus: str, split: Split, limit_bytes: int | N
         return [Document(text_argument(text), "text", "text")]
     documents = open_corpus(corpus, split)
     return documents.limited(limit_bytes) if limit_bytes else documents
-
-
-@contextmanager
-def _bar(name: str, documents: Corpus | list[Document], *, shown: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error over the bytes of the text, with tokens per second and time left."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("scoring with {task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[speed]:,.0f} tokens a second, left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not shown or not console.is_terminal) as bar:
-        total = documents.approximate_bytes if isinstance(documents, Corpus) else None
-        task = bar.add_task(name, total=total, speed=0.0)
-        scored = 0
-
-        def watch(tokens: int, size: int) -> None:
-            nonlocal scored
-            scored += tokens
-            bar.update(task, advance=size, speed=scored / max(bar.tasks[task].elapsed or 0, 1e-9))
-
-        yield watch

@@ -1,18 +1,15 @@
 """`perplab score`."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from perplab.commands.colours import coloured_costs
+from perplab.commands.progress import scoring_bar
 from perplab.commands.reading import text_argument
 from perplab.errors import PerplabError
 from perplab.models import LanguageModel, load
@@ -24,7 +21,7 @@ from perplab.scoring.perplexity import Perplexity, summary
 from perplab.scoring.tables import LossRow, by_position, by_token_class, loss_table
 from perplab.scoring.token_classes import token_classifier
 from perplab.scoring.token_metrics import TokenMetric
-from perplab.text import Corpus, open_corpus
+from perplab.text import open_corpus
 from perplab.text.documents import Split
 
 View = Literal["domain", "position", "token-class"]
@@ -84,7 +81,7 @@ def score(
         return
     documents = open_corpus(str(corpus), split)
     documents = documents.limited(limit_bytes) if limit_bytes else documents
-    with _bar(documents) as watch:
+    with scoring_bar(documents) as watch:
         scores = score_text(language_model, documents, watch=watch, **options)
     _show_corpus(scores, language_model, chosen, by, as_json)
 
@@ -94,7 +91,7 @@ def _show_text(scores: TokenScores, language_model: LanguageModel, convention: C
     if as_json:
         rows = scores.tokens.drop_columns(["document", "window"]).to_pylist()
         tokens = [row | {"text": language_model.tokenizer.decode([row["token_id"]])} for row in rows]
-        print(json.dumps({"model": language_model.name, **asdict(whole), "tokens": tokens}, ensure_ascii=False))
+        print(json.dumps({"model": language_model.name, **whole.as_json(), "tokens": tokens}, ensure_ascii=False))
         return
     console = Console(highlight=False)
     console.print(coloured_costs(scores, language_model.tokenizer), soft_wrap=True)
@@ -111,8 +108,8 @@ def _show_corpus(
     if by == "domain":
         parts = {domain: summary(part, convention) for domain, part in scores.by_domain().items()} | {"all": whole}
         if as_json:
-            shown = {name: asdict(part) for name, part in parts.items()}
-            print(json.dumps({**scores.origin, **asdict(whole), "domains": shown}))
+            shown = {name: part.as_json() for name, part in parts.items()}
+            print(json.dumps({**scores.origin, **whole.as_json(), "domains": shown}))
         else:
             Console().print(_domain_table(parts, whole))
         return
@@ -121,7 +118,7 @@ def _show_corpus(
     )
     rows = loss_table(scores, grouping)
     if as_json:
-        print(json.dumps({**scores.origin, **asdict(whole), "rows": [asdict(row) for row in rows]}))
+        print(json.dumps({**scores.origin, **whole.as_json(), "rows": [asdict(row) for row in rows]}))
     else:
         Console().print(_loss_table(rows, by))
 
@@ -158,32 +155,3 @@ def _table(title: str | None, first: str, *others: str) -> Table:
 def _with_interval(value: float, interval: Interval | None) -> str:
     shown = [f"{figure:.4g}" for figure in (value, *((interval.low, interval.high) if interval else ()))]
     return f"{shown[0]} [dim]{shown[1]} to {shown[2]}[/dim]" if interval else shown[0]
-
-
-class _Speed(ProgressColumn):
-    """Tokens so far, and how many a second."""
-
-    def render(self, task: Task) -> Text:
-        tokens = task.fields["tokens"]
-        return Text(f"{tokens:,} tokens, {tokens / max(task.elapsed or 0, 1e-9):,.0f} a second")
-
-
-@contextmanager
-def _bar(documents: Corpus) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error over the bytes of a corpus, with tokens per second and time left."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("scoring"),
-        BarColumn(),
-        _Speed(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=documents.approximate_bytes, tokens=0)
-
-        def watch(tokens: int, size: int) -> None:
-            bar.update(task, advance=size, tokens=bar.tasks[0].fields["tokens"] + tokens)
-
-        yield watch

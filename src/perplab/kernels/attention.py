@@ -13,6 +13,7 @@ Decisions:
 - The kernel is a registered operator, opaque to `torch.compile`: cutting at document borders depends on the data.
 """
 
+import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -120,8 +121,8 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float 
     """
     if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
-    if _is_blocked(query):
-        return _blocked_forward(query, key, value, scale)
+    if query.dtype == torch.bfloat16:
+        return _blocked_forward(query, key, value, scale=scale)
     output: Tensor = _flash_forward(query, key, value, 0.0, True, scale=scale)[0]
     return output
 
@@ -134,7 +135,7 @@ def _is_blocked(query: Tensor) -> bool:
     return query.dtype == torch.bfloat16 and query.shape[2] <= LONGEST_BLOCKED
 
 
-def _blocked_forward(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
+def _blocked_forward(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None) -> Tensor:
     """Attention of whole documents, each argument (documents, heads, length, head_dim)."""
     queries, keys, values = (states.flatten(0, 1).contiguous() for states in (query, key, value))
     mixed = torch.empty_like(queries)
@@ -168,10 +169,17 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def _weights(queries: Tensor, keys: Tensor, scale: float | None = None) -> Tensor:
     """Attention weights of a block of queries over the keys up to the block's own end."""
     block, seen = queries.shape[1], keys.shape[1]
-    future = torch.full((block, seen), float("-inf"), dtype=queries.dtype).triu_(seen - block + 1)
+    future = _future(1 << (seen - 1).bit_length(), queries.dtype)
+    future = future[:block, -QUERY_BLOCK - (seen - block) : future.shape[1] - QUERY_BLOCK + block]
     scale = queries.shape[-1] ** -0.5 if scale is None else scale
     scores = torch.baddbmm(future, queries, keys.transpose(1, 2), alpha=scale)
     return torch.softmax(scores, dim=-1)
+
+
+@functools.cache
+def _future(longest: int, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores of a block of queries: -inf after each query's own place, `longest` columns in."""
+    return torch.full((QUERY_BLOCK, longest + QUERY_BLOCK), float("-inf"), dtype=dtype).triu_(longest + 1)
 
 
 def _blocks(heads: int, length: int) -> Iterator[tuple[slice, slice, slice]]:

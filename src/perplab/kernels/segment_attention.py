@@ -182,7 +182,8 @@ def segment_attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
-    output = torch.empty_like(query)
+    # Laid out (tokens, heads, head_dim), which is how the projection after it reads it.
+    output = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
     for span in tree.spans():
         own = slice(span.start, span.end)
         runs = [*(slice(start, end) for start, end in span.ancestors), own]
@@ -207,7 +208,9 @@ def _span_attention(
         mask = tree.mask(span, sliding_window, query.device)
         blocks = [
             _explicit(queries, key, value, seen, scale, soft_cap)
-            for queries, seen in zip(query.split(QUERY_BLOCK, dim=2), mask.split(QUERY_BLOCK), strict=True)
+            for queries, seen in zip(
+                torch.split(query, QUERY_BLOCK, dim=2), torch.split(mask, QUERY_BLOCK), strict=True
+            )
         ]
         return torch.cat(blocks, dim=2)
     if sliding_window is None and not span.ancestors and len(span.borders) == 1:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 _ITEMS_ENCODED_AT_ONCE = 64
 
-
 Item = tuple[str, Sequence[str]]
 """A context, which may be empty, and its choices, none of which is."""
 

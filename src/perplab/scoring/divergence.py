@@ -26,8 +26,10 @@ from perplab.scoring.bootstrap import Interval, resampled_ratios
 from perplab.scoring.conventions import CONVENTIONS, DEFAULT, PlannedDocument, max_length_of, plan
 from perplab.scoring.engine import head_of, scored_states
 from perplab.scoring.requests import Request
-from perplab.scoring.token_metrics import CHUNK_LOGITS
 from perplab.text import Document
+
+CHUNK_LOGITS = 2**22
+"""Logits of each model that exist at a time."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from perplab.models.anatomy import anatomy
 from perplab.scoring.hidden_states import has_known_parts, row_states
 from perplab.scoring.requests import Request
 from perplab.scoring.rows import Row, rows_of
-from perplab.scoring.token_metrics import TokenMetric, token_metrics
+from perplab.scoring.token_metrics import COST_ALONE, TokenMetric, token_metrics
 
 RequestScores = dict[TokenMetric, npt.NDArray[np.generic]]
 
@@ -52,7 +52,7 @@ class ScoredStates:
 def score_requests(
     language_model: LanguageModel,
     requests: Iterable[Request],
-    metrics: Collection[TokenMetric] = ("nll",),
+    metrics: Collection[TokenMetric] = COST_ALONE,
     *,
     batch_tokens: int | None = None,
 ) -> Iterator[RequestScores]:

@@ -10,8 +10,8 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, overload
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,8 @@ from perplab.scoring.token_scores import TokenScores
 from perplab.text import Document
 
 Floats = npt.NDArray[np.float64]
+
+_LARGEST_EXPONENT = math.log(np.finfo(np.float64).max)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,10 @@ class Perplexity:
     num_documents: int
     num_bytes: int
     nats: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as plain JSON values; what is infinite is null."""
+        return {name: None if value == math.inf else value for name, value in asdict(self).items()}
 
 
 @overload
@@ -134,9 +140,9 @@ def summary(
         interval=interval,
         bits_per_byte=per_byte.value,
         bits_per_byte_interval=byte_interval,
-        token_perplexity=_Average(sums.nats, sums.tokens, math.exp).value,
-        word_perplexity=_Average(sums.nats, sums.words, math.exp).value,
-        byte_perplexity=_Average(sums.nats, sums.bytes, math.exp).value,
+        token_perplexity=_Average(sums.nats, sums.tokens, _exp).value,
+        word_perplexity=_Average(sums.nats, sums.words, _exp).value,
+        byte_perplexity=_Average(sums.nats, sums.bytes, _exp).value,
         num_tokens=len(scores.nll),
         num_documents=scores.documents.num_rows,
         num_bytes=int(sums.bytes.sum()),
@@ -151,6 +157,11 @@ def headline(scores: TokenScores, convention: Convention) -> float:
         PerplabError: there is no token.
     """
     return _average(scores, convention, _sums(scores, convention)).value
+
+
+def _exp(nats: float) -> float:
+    """Exponentiated cost; infinite where no float holds it, as for the one word of a text without spaces."""
+    return math.exp(nats) if nats < _LARGEST_EXPONENT else math.inf
 
 
 class _Sums(NamedTuple):
@@ -208,9 +219,9 @@ def _totals(values: npt.NDArray[np.floating], cluster: npt.NDArray[np.int64], cl
 
 def _average(scores: TokenScores, convention: Convention, sums: _Sums) -> _Average:
     if convention.averaging == "tokens":
-        return _Average(sums.nats, sums.tokens, math.exp)
+        return _Average(sums.nats, sums.tokens, _exp)
     if convention.averaging == "words":
-        return _Average(sums.nats, sums.words, math.exp)
+        return _Average(sums.nats, sums.words, _exp)
     if convention.averaging == "bytes":
         return _Average(sums.nats, sums.bytes * math.log(2), float)
     _, first_token, owner, counts = np.unique(
@@ -221,7 +232,7 @@ def _average(scores: TokenScores, convention: Convention, sums: _Sums) -> _Avera
     if convention.averaging == "window means by labels":
         weights = counts.astype(np.float64) - _overlaps_another(scores, convention, first_token)
     cluster, clusters = sums.cluster[first_token], len(sums.nats)
-    return _Average(_totals(weights * means, cluster, clusters), _totals(weights, cluster, clusters), math.exp)
+    return _Average(_totals(weights * means, cluster, clusters), _totals(weights, cluster, clusters), _exp)
 
 
 def _overlaps_another(

@@ -1,8 +1,9 @@
 """What a model's next-token distribution says about each token: the metrics that everything downstream reduces.
 
 - One function for the whole package. Detection, rating, reasoning and comparison are sums over its columns.
-- Logits live for one chunk of tokens at a time: the head is applied here, to hidden states, so no (tokens, vocabulary)
-  tensor exists whatever the length of the text.
+- Logits live for some tokens at a time: the head is applied here, to hidden states, so no (tokens, vocabulary) tensor
+  exists whatever the length of the text. The head gets enough tokens for a good matrix product, in the model's dtype;
+  what is made of its logits in float32 is made for fewer, in memory that stays in the cache.
 - Log-probabilities are taken in float32, whatever the model computes in.
 - A cost that is not a number is given back as it is: the engine, which knows the model and the text, names it.
 """
@@ -17,16 +18,20 @@ from perplab.errors import PerplabError
 
 TokenMetric = Literal["nll", "rank", "log_rank", "entropy", "max_log_prob", "top_p", "log_prob_variance", "top_token"]
 TOKEN_METRICS: tuple[TokenMetric, ...] = get_args(TokenMetric)
+COST_ALONE: tuple[TokenMetric, ...] = ("nll",)
 
-CHUNK_LOGITS = 2**22
-"""Logits that exist at a time: 16 MiB in float32."""
+HEAD_LOGITS = 2**24
+"""Logits that exist at a time in the model's dtype: 32 MiB in bfloat16."""
+
+METRIC_LOGITS = 2**20
+"""Logits that exist at a time in float32: 4 MiB."""
 
 
 def token_metrics(
     hidden_states: Tensor,
     labels: Tensor,
     head: Callable[[Tensor], Tensor],
-    metrics: Collection[TokenMetric] = ("nll",),
+    metrics: Collection[TokenMetric] = COST_ALONE,
     *,
     vocabulary_size: int,
 ) -> dict[TokenMetric, Tensor]:
@@ -49,7 +54,7 @@ def token_metrics(
             `top_p`: probability of the tokens counted by `rank`: the smallest nucleus that holds the label.
             `log_prob_variance`: variance of log p under p, nats squared.
             `top_token`: the likeliest token's id.
-        vocabulary_size: of the head, which bounds the chunks.
+        vocabulary_size: of the head, which decides for how many tokens logits exist.
 
     Returns:
         (tokens,) of each metric; float32, but int32 for `rank` and `top_token`.
@@ -60,10 +65,15 @@ def token_metrics(
     unknown = sorted(set(metrics) - set(TOKEN_METRICS))
     if unknown:
         raise PerplabError(f"unknown token metric {unknown[0]!r}", f"choose among {', '.join(TOKEN_METRICS)}")
-    rows = max(1, CHUNK_LOGITS // vocabulary_size)
+    head_rows, metric_rows = (max(1, limit // vocabulary_size) for limit in (HEAD_LOGITS, METRIC_LOGITS))
     chunks = [
-        _chunk_metrics(head(states), chunk_labels, metrics)
-        for states, chunk_labels in zip(hidden_states.split(rows), labels.split(rows), strict=True)
+        _chunk_metrics(chunk_logits, chunk_labels, metrics)
+        for states, state_labels in zip(
+            torch.split(hidden_states, head_rows), torch.split(labels, head_rows), strict=True
+        )
+        for chunk_logits, chunk_labels in zip(
+            torch.split(head(states), metric_rows), torch.split(state_labels, metric_rows), strict=True
+        )
     ]
     return {metric: torch.cat([chunk[metric] for chunk in chunks]) for metric in metrics}
 

@@ -48,12 +48,12 @@ class TokenScores:
 
     @property
     def num_bytes(self) -> int:
-        """UTF-8 bytes of all documents."""
-        return int(self.documents["bytes"].to_numpy().sum())
+        """UTF-8 bytes of the scored tokens: of all documents, where a convention scores every token."""
+        return int((self.tokens["end"].to_numpy() - self.tokens["start"].to_numpy()).sum())
 
     @property
     def bits_per_byte(self) -> float:
-        """Cost of all tokens in bits, divided by the bytes of the text."""
+        """Cost of all tokens in bits, divided by their bytes."""
         return self.nats / math.log(2) / self.num_bytes
 
     @property

@@ -10,7 +10,8 @@
   README of each core dependency.
 - Nothing is redistributed: the text is read where it is installed. A package that is missing only makes a corpus
   smaller; a file that cannot be read is passed over; exact repeats of a document, or of a doc string, are dropped.
-- Order is sorted and content depends only on the versions installed.
+- Order is sorted and content depends only on the versions installed. Joined corpora take turns by the size of what
+  they have given, so a limited reading has some of each.
 """
 
 import ast
@@ -22,6 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from hashlib import blake2b
+from heapq import heappop, heappush
 from importlib import metadata, util
 from inspect import cleandoc
 from pathlib import Path
@@ -30,7 +32,7 @@ from typing import NamedTuple
 from perplab.errors import PerplabError
 from perplab.text.documents import Document
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _MINIMUM_BYTES = 200
 
 _PACKAGES = (
@@ -71,7 +73,7 @@ class _Item(NamedTuple):
 
 
 class BuiltinSource:
-    """Built-in corpora joined in the order given.
+    """Built-in corpora, joined.
 
     Args:
         names: `python`, `cpp`, `docstrings`, `reference`, `all`, or several joined by "+".
@@ -102,13 +104,22 @@ class BuiltinSource:
         return None
 
     def documents(self) -> Iterator[Document]:
-        """Every document once."""
+        """Every document once, the corpora taking turns so that each has given about as much text as the others."""
         seen: set[bytes] = set()
-        for name in self._names:
-            for item in _LISTINGS[name]():
-                for document in item.read():
-                    if _first_time(document.text, seen):
-                        yield document
+        turns = [(0, place, _documents_of(name)) for place, name in enumerate(self._names)]
+        while turns:
+            size, place, documents = heappop(turns)
+            document = next(documents, None)
+            if document is None:
+                continue
+            heappush(turns, (size + len(document.text), place, documents))
+            if _first_time(document.text, seen):
+                yield document
+
+
+def _documents_of(name: str) -> Iterator[Document]:
+    for item in _LISTINGS[name]():
+        yield from item.read()
 
 
 def _first_time(text: str, seen: set[bytes]) -> bool:
