@@ -6,7 +6,7 @@ llama.cpp through llama-cpp-python with the window as its batch, its weights in 
 compared before anything is timed. Documents of mixed lengths have 20 to 8,000 tokens, evenly spread on a logarithmic
 scale; full windows are documents of exactly the model's positions.
 
-Speeds are of the tokens scored, medians of 5 runs taken in turn. The share of the matrix rate is the arithmetic that
+Speeds are of the tokens scored, medians of 3 runs taken in turn. The share of the matrix rate is the arithmetic that
 the windows ask for over what a product of two 2048 x 2048 bfloat16 matrices reaches in the same run. Goals: 3 times
 lm-eval on mixed lengths and 1.3 times on full windows, 1.5 times llama.cpp, 70 % of the matrix rate.
 """
@@ -27,7 +27,7 @@ from scorers import MODELS, LlamaCpp, harness, instances, mixed_lengths, rolling
 BATCH_SIZES = (1, 4, 16)
 TOKENS = {"pocket, 5.6 M": 40_000, "Llama, 110 M": 16_000}
 MATRIX = 2048
-REPETITIONS = 5
+REPETITIONS = 3
 
 
 def measure(quick: bool) -> list[dict[str, Any]]:

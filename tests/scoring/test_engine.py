@@ -20,7 +20,10 @@ VOCABULARY = 101
 def draw_requests(seed=0):
     """Documents of several lengths, and questions with four choices after a shared beginning."""
     rng = np.random.default_rng(seed)
-    tokens = lambda count: rng.integers(0, VOCABULARY, count).astype(np.int32)  # noqa: E731
+
+    def tokens(count):
+        return rng.integers(0, VOCABULARY, count).astype(np.int32)
+
     requests = [Request(tokens(1), tokens(int(length))) for length in rng.integers(1, 70, 6)]
     shots = tokens(20)
     for _ in range(3):

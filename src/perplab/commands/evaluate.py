@@ -1,16 +1,14 @@
 """`perplab evaluate`."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from perplab.commands.progress import stage_bar
 from perplab.text.documents import Split
 
 if TYPE_CHECKING:
@@ -68,7 +66,7 @@ def evaluate(
         harness_rows = list(map(_harness_row, found))
     rows: list[dict[str, Any]] = []
     if config:
-        with _bars() as watch:
+        with stage_bar() as watch:
             rows = list(map(_task_row, run(language_model, open_corpus(corpus, split), config, watch=watch)))
     rows += harness_rows
     if as_json:
@@ -123,19 +121,3 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             f"{row['items']:,}",
         )
     return table
-
-
-@contextmanager
-def _bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Bars on standard error, one a task; nothing where that is no terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bars: dict[str, Any] = {}
-
-        def watch(task: str, done: int, total: int) -> None:
-            if task not in bars:
-                bars[task] = progress.add_task(task, total=total)
-            progress.update(bars[task], completed=done)
-
-        yield watch
