@@ -28,6 +28,7 @@ RESULTS = HERE / "results"
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 NAMES = (
     "scoring",
+    "scoring_profile",
     "few_shot",
     "scoring_memory",
     "score_tables",

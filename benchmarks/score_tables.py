@@ -2,7 +2,8 @@
 
 One million tokens in 2,000 documents of very different lengths, with random costs, written to a folder, read back, and
 summed to perplexity, bits per byte, and tables by domain, by place in the document and by window. The bootstrap
-resamples 10,000 documents 10,000 times. One thread; medians of 5. Goals: under a second each, 2 seconds for the bootstrap.
+resamples 10,000 documents 10,000 times. One thread; medians of 5. Goals: under a second each, and 2 seconds for the
+bootstrap.
 """
 
 import tempfile
