@@ -17,7 +17,8 @@ from perplab.text import open_corpus
 def corpus(tmp_path_factory):
     """Five documents of two kinds, one longer than a window of the shipped model."""
     path = tmp_path_factory.mktemp("text") / "texts.jsonl"
-    texts = ["def f(x):\n    return x + 1\n" * 60, "a short note", "import os\n", "The end of it.\n" * 40, "x = [1, 2]\n"]
+    long_ones = ("def f(x):\n    return x + 1\n" * 60, "The end of it.\n" * 40)
+    texts = [long_ones[0], "a short note", "import os\n", long_ones[1], "x = [1, 2]\n"]
     lines = [{"text": text, "domain": ("code", "prose")[index % 2]} for index, text in enumerate(texts)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return str(path)

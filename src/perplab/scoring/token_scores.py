@@ -61,11 +61,6 @@ class TokenScores:
         """Exponentiated mean cost of a token."""
         return math.exp(self.nats / len(self.nll))
 
-    def document_nats(self) -> npt.NDArray[np.float64]:
-        """Cost of each document, shape (documents,)."""
-        owners = self.tokens["document"].to_numpy()
-        return np.bincount(owners, weights=self.nll, minlength=self.documents.num_rows)
-
     def by_domain(self) -> "dict[str, TokenScores]":
         """The same scores, a part for each domain."""
         domains = self.documents["domain"].to_numpy(zero_copy_only=False)
