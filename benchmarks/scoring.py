@@ -11,8 +11,8 @@ the windows ask for over what a product of two 2048 x 2048 bfloat16 matrices rea
 lm-eval on mixed lengths and 1.3 times on full windows, 1.5 times llama.cpp, 70 % of the matrix rate.
 
 Where the goals against lm-eval are missed, the limit is the matrix rate. lm-eval sorts windows by length and is
-quickest in small batches, so it pads next to nothing and reaches the share of the last column: three times that is more than
-the processor has. The next table says where the rest of perplab's time goes.
+quickest in small batches, so it pads next to nothing and reaches the share of the last column: three times that is more
+than the processor has. The next table says where the rest of perplab's time goes.
 """
 
 import tempfile
