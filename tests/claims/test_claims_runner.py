@@ -14,7 +14,9 @@ from perplab.errors import PerplabError
 
 CORES = len(os.sched_getaffinity(0))
 START = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background has it ignored
 sys.path.insert(0, sys.argv[1])
 from made_up_paper import PAPER
 from perplab.claims import run_paper

@@ -186,13 +186,13 @@ def test_a_scorer_that_knows_the_documents_is_always_right(monkeypatch, document
 def test_the_shipped_model_is_between_chance_and_certainty(documents):
     calls = []
     results = evaluate(
-        load("pocket"), documents, EvaluateConfig(limit=40), watch=lambda *progress: calls.append(progress)
+        load("pocket"), documents, EvaluateConfig(limit=120), watch=lambda *progress: calls.append(progress)
     )
     assert [result.name for result in results] == list(TASKS)
     for result in results:
         assert result.chance < result.interval.low, result.name
         assert result.accuracy < 1
-    assert calls[:40] == [("last-word", done, 40) for done in range(1, 41)]
+    assert calls[:120] == [("last-word", done, 120) for done in range(1, 121)]
 
 
 def test_chance_is_the_commonest_answer_where_choices_are_always_the_same(items):
