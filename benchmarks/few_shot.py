@@ -10,7 +10,6 @@ context of C tokens and k choices of a tokens; with the same shots for all quest
 Medians of 3 runs taken in turn. Goals: 8 times lm-eval, 0.7 of the ideal.
 """
 
-import time
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from perplab.evaluation.harness import PerplabLM
 from perplab.models import LanguageModel
 from perplab.scoring.engine import score_requests
 from perplab.scoring.requests import Request
-from scorers import MODELS, harness, instances, texts_of_lengths
+from scorers import MODELS, best_harness, instances, texts_of_lengths
 
 BATCH_SIZES = (1, 4, 16)
 SHOTS, CHOICES = 5, 4
@@ -43,7 +42,8 @@ def compare(name: str, shots: str, questions: int, repetitions: int) -> dict[str
     language_model = MODELS[name]()
     pairs = question_pairs(language_model, shots, questions, SHOT_TOKENS[name])
     requests = instances("loglikelihood", pairs)
-    ours, theirs = PerplabLM(language_model), best_harness(language_model, requests)
+    ours = PerplabLM(language_model)
+    theirs = best_harness(language_model, BATCH_SIZES, lambda side: side.loglikelihood(requests, disable_tqdm=True))
     answers = [side.loglikelihood(requests, disable_tqdm=True) for side in (ours, theirs)]
     np.testing.assert_allclose(*([nll for nll, _ in side] for side in answers), rtol=0.03)
     alone, context_tokens, choice_tokens = unshared(ours, pairs)
@@ -81,17 +81,6 @@ def question_pairs(language_model: LanguageModel, shots: str, questions: int, to
         begin = number + questions + CHOICES * question
         pairs += [(context, f" {choice}") for choice in pieces[begin : begin + CHOICES]]
     return pairs
-
-
-def best_harness(language_model: LanguageModel, requests: list[Any]) -> Any:
-    """lm-eval with the batch size that is quickest on these requests."""
-    seconds = {}
-    for size in BATCH_SIZES:
-        side = harness(language_model, size)
-        started = time.perf_counter()
-        side.loglikelihood(requests, disable_tqdm=True)
-        seconds[size] = time.perf_counter() - started
-    return harness(language_model, min(seconds, key=seconds.__getitem__))
 
 
 def unshared(ours: PerplabLM, pairs: list[tuple[str, str]]) -> tuple[list[Request], float, float]:

@@ -6,8 +6,9 @@ tokenise, cut and score the same texts.
 
 import itertools
 import logging
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,17 @@ def harness(language_model: LanguageModel, batch_size: int) -> HFLM:
     return HFLM(
         pretrained=language_model.model, tokenizer=language_model.tokenizer, batch_size=batch_size, device="cpu"
     )
+
+
+def best_harness(language_model: LanguageModel, batch_sizes: Sequence[int], run: Callable[[HFLM], object]) -> HFLM:
+    """lm-eval with the batch size that is quickest at `run`."""
+    seconds = {}
+    for size in batch_sizes:
+        side = harness(language_model, size)
+        started = time.perf_counter()
+        run(side)
+        seconds[size] = time.perf_counter() - started
+    return harness(language_model, min(seconds, key=seconds.__getitem__))
 
 
 def rolling_products(language_model: LanguageModel, texts: Sequence[str]) -> float:

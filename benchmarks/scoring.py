@@ -16,7 +16,6 @@ than the processor has. The next table says where the rest of perplab's time goe
 """
 
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import torch
 from measuring import in_new_process, interleaved
 from perplab.evaluation.harness import PerplabLM
 from perplab.models import LanguageModel
-from scorers import MODELS, LlamaCpp, harness, instances, mixed_lengths, rolling_products, texts_of_lengths
+from scorers import MODELS, LlamaCpp, best_harness, instances, mixed_lengths, rolling_products, texts_of_lengths
 
 BATCH_SIZES = (1, 4, 16)
 TOKENS = {"pocket, 5.6 M": 40_000, "Llama, 110 M": 16_000}
@@ -50,7 +49,9 @@ def compare(name: str, shape: str, tokens: int, repetitions: int) -> dict[str, A
     ours = PerplabLM(language_model)
     left, right = torch.rand(2, MATRIX, MATRIX).to(torch.bfloat16)
     with tempfile.TemporaryDirectory() as folder:
-        theirs = best_harness(language_model, requests)
+        theirs = best_harness(
+            language_model, BATCH_SIZES, lambda side: side.loglikelihood_rolling(requests, disable_tqdm=True)
+        )
         llama = LlamaCpp(language_model, Path(folder))
         confirm_same_sums(ours, theirs, llama, texts)
         sides = {
@@ -82,17 +83,6 @@ def document_lengths(language_model: LanguageModel, shape: str, tokens: int) -> 
         return mixed_lengths(tokens)
     positions = language_model.model.config.max_position_embeddings
     return [positions] * max(2, tokens // positions)
-
-
-def best_harness(language_model: LanguageModel, requests: list[Any]) -> Any:
-    """lm-eval with the batch size that is quickest on these requests."""
-    seconds = {}
-    for size in BATCH_SIZES:
-        side = harness(language_model, size)
-        started = time.perf_counter()
-        side.loglikelihood_rolling(requests, disable_tqdm=True)
-        seconds[size] = time.perf_counter() - started
-    return harness(language_model, min(seconds, key=seconds.__getitem__))
 
 
 def confirm_same_sums(ours: PerplabLM, theirs: Any, llama: LlamaCpp, texts: list[str]) -> None:

@@ -116,7 +116,10 @@ def test_generations_are_those_of_hf(language_model, hf):
 def test_a_batch_continues_each_prompt_as_if_alone(family, tiny_model, tiny_tokenizer):
     language_model = LanguageModel(tiny_model(family), tiny_tokenizer)
     prompts = [np.array(tiny_tokenizer.encode(text)) for text in ("a", "some words", "a prompt of many letters", "xyz")]
-    continued = lambda some: dict(continue_until(language_model, some, ["q"], 10, do_sample=False))  # noqa: E731
+
+    def continued(some):
+        return dict(continue_until(language_model, some, ["q"], 10, do_sample=False))
+
     together = continued(prompts)
     assert sorted(together) == [0, 1, 2, 3]
     for number, prompt in enumerate(prompts):
