@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -97,19 +97,26 @@ def best_harness(language_model: LanguageModel, batch_sizes: Sequence[int], run:
     return harness(language_model, min(seconds, key=seconds.__getitem__))
 
 
-def rolling_products(language_model: LanguageModel, texts: Sequence[str]) -> float:
-    """Floating-point operations that lm-eval's windows over the texts ask for, the causal half of attention counted."""
+class Products(NamedTuple):
+    """Floating-point operations of matrix products: with the model's weights, and in the causal half of attention."""
+
+    projections: float
+    attention: float
+
+
+def rolling_products(language_model: LanguageModel, texts: Sequence[str]) -> Products:
+    """What lm-eval's windows over the texts ask for."""
     model, config = language_model.model, language_model.model.config
     body = sum(weight.numel() for name, weight in model.named_parameters() if ".layers." in name and weight.ndim == 2)
     head = config.vocab_size * config.hidden_size
     documents = [Document(text, "text", "text") for text in texts]
-    operations = 0.0
+    projections = attention = 0.0
     for document in plan(CONVENTIONS["lm-eval"], language_model.tokenizer, documents, max_length_of(language_model)):
         for request in document.requests:
             read, scored = len(request.input_ids), len(request.continuation)
-            attention = 2 * config.num_hidden_layers * config.hidden_size * read**2
-            operations += 2 * body * read + 2 * head * scored + attention
-    return operations
+            projections += 2 * body * read + 2 * head * scored
+            attention += 2 * config.num_hidden_layers * config.hidden_size * read**2
+    return Products(projections, attention)
 
 
 class LlamaCpp:

@@ -63,7 +63,7 @@ def compare(name: str, shape: str, tokens: int, repetitions: int) -> dict[str, A
         seconds = {side: taken.median for side, taken in interleaved(sides, repetitions, warm_up=1).items()}
     scored = sum(len(ids) for ids in ours._encode(texts, False))
     products_per_second = 2 * MATRIX**3 / seconds["product"]
-    operations = rolling_products(language_model, texts)
+    operations = sum(rolling_products(language_model, texts))
     return {
         "model": name,
         "documents": shape,
