@@ -3,6 +3,7 @@
 import json
 import math
 import string
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from perplab.errors import PerplabError
 from perplab.models import LanguageModel
 from perplab.scoring import TokenScores, score
+from perplab.scoring.conventions import CONVENTIONS
 from perplab.text import Document
 
 
@@ -134,7 +136,7 @@ def test_scores_in_a_folder_are_those_in_memory(tiny_model, byte_tokenizer, docu
     for other in (kept, read):
         assert other.tokens.equals(in_memory.tokens)
         assert other.documents.equals(in_memory.documents)
-        assert other.origin == in_memory.origin
+        assert other.origin.items() >= in_memory.origin.items()
     read.save(tmp_path / "copy")
     assert TokenScores.read(tmp_path / "copy").tokens.equals(in_memory.tokens)
 
@@ -194,6 +196,11 @@ def test_a_folder_with_other_scores_is_refused(tiny_model, byte_tokenizer, docum
     other = LanguageModel(tiny_model("gpt2"), byte_tokenizer, name="other")
     with pytest.raises(PerplabError, match="holds scores with model 'model', not 'other'"):
         score(other, documents, out=tmp_path / "scores")
+    with pytest.raises(PerplabError, match="holds scores with text_fingerprint"):
+        score(language_model, documents[1:], out=tmp_path / "scores")
+    hybrid = replace(CONVENTIONS["perplab"], scored_tokens="tokens of the text")
+    with pytest.raises(PerplabError, match="holds scores with convention_choices"):
+        score(language_model, documents, convention=hybrid, out=tmp_path / "scores")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")
     with pytest.raises(PerplabError, match="something other than scores"):

@@ -6,7 +6,7 @@ Decisions:
 - On CPU nothing is computed across a document border. Short documents in bfloat16 are cut into blocks of queries that
   meet only the keys up to their own end, a few heads at a time, so that the scores stay in cache: matrix products and
   torch's fused softmax, faster up to 512 tokens than torch's flash kernel, which serves everything else.
-  `benchmarks/attention.py` measures both.
+  `benchmarks/attention.py` measures both. Scoring, which needs no gradient, takes the blocks at any length.
 - The blocked path keeps nothing of the size of the scores for the backward pass, which computes them again. It rounds
   scores to bfloat16 before the softmax, which itself works in float32.
 - On CUDA the same function is one masked call of scaled dot-product attention.

@@ -10,7 +10,7 @@
 
 import codecs
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice, pairwise, zip_longest
 from typing import TYPE_CHECKING
 
@@ -106,6 +106,7 @@ def study(
         raise PerplabError("documents that can be read only once cannot be shown", "give a corpus or a list")
     settings = config or ReportConfig()
     scores = score(language_model, documents, convention=DEFAULT, metrics=("rank", "entropy"), watch=watch)
+    scores = replace(scores, origin={**scores.origin, "model_fingerprint": language_model.fingerprint})
     rows = shown_documents(scores, settings.shown_documents)
     texts = {row: document for row, document in enumerate(islice(documents, max(rows) + 1)) if row in rows}
     excerpts = [_excerpt(language_model, scores, row, texts[row], settings) for row in rows]

@@ -9,6 +9,8 @@ Decisions:
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from hashlib import blake2b
 from itertools import islice
 from typing import Any
 
@@ -55,7 +57,7 @@ def score(
         convention: which tokens are scored and what each is predicted from, by name or described.
         metrics: columns beside the cost.
         out: a folder to keep the scores in. Where it holds part of the same run, that run goes on; where it holds all
-            of it, nothing is computed. A run is told by its model, its corpus and these arguments.
+            of it, nothing is computed. A run is told by its model, its text and these arguments.
         batch_tokens: tokens that go through the model at once; None for the engine's choice.
         watch: called after each document with the tokens scored in it and its bytes.
 
@@ -68,6 +70,9 @@ def score(
     documents = [Document(text, "text", "text")] if isinstance(text, str) else text
     max_length = max_length_of(language_model)
     origin = _origin(language_model, documents, chosen, max_length, wanted)
+    if out is not None:
+        documents = documents if isinstance(documents, Corpus) else list(documents)
+        origin |= _identity(language_model, documents, chosen)
     parts = ScoreParts(out, origin)
     if not parts.is_complete:
         planned = plan(chosen, language_model.tokenizer, documents, max_length)
@@ -92,15 +97,33 @@ def _origin(
     fitted = fitted_windows(convention, max_length)
     return {
         "model": language_model.name,
-        "model_fingerprint": language_model.fingerprint,
         "dtype": str(language_model.model.dtype).removeprefix("torch."),
         "tokenizer_fingerprint": tokenizer_fingerprint(language_model.tokenizer),
         "corpus": documents.spec if isinstance(documents, Corpus) else None,
-        "corpus_fingerprint": documents.fingerprint if isinstance(documents, Corpus) else None,
         "convention": convention.name,
         "window": fitted.length,
         "stride": fitted.stride,
         "metrics": list(metrics),
+    }
+
+
+def _identity(
+    language_model: LanguageModel, documents: Corpus | list[Document], convention: Convention
+) -> dict[str, Any]:
+    """What tells a run from every other, for scores that are kept; reading all weights for it takes a while."""
+    if isinstance(documents, Corpus):
+        text = documents.fingerprint
+    else:
+        digest = blake2b(digest_size=16)
+        for document in documents:
+            for part in (document.name, document.domain, document.text):
+                encoded = part.encode("utf-8", "surrogatepass")
+                digest.update(len(encoded).to_bytes(8, "big") + encoded)
+        text = digest.hexdigest()
+    return {
+        "model_fingerprint": language_model.fingerprint,
+        "text_fingerprint": text,
+        "convention_choices": asdict(convention),
     }
 
 
