@@ -41,6 +41,9 @@ def tokens(documents):
     return {document.name: code_tokens(document) for document in documents}
 
 
+_SURELY = 5
+"""Standard errors that chance does not pass: the texts, and with them every draw, differ between installations."""
+
 every_task = pytest.mark.parametrize("task", TASKS)
 
 
@@ -63,7 +66,7 @@ def test_the_same_seed_gives_the_same_items_and_another_seed_others(task, docume
 @every_task
 def test_answers_stand_at_every_place_alike(task, items):
     places = Counter(item.answer for item in items[task])
-    assert chisquare([places[place] for place in range(len(items[task][0].choices))]).pvalue > 0.01
+    assert chisquare([places[place] for place in range(len(items[task][0].choices))]).pvalue > 1e-6
 
 
 @pytest.mark.parametrize("task", ["last-word", "brackets", "identifiers"])
@@ -163,9 +166,13 @@ def ignorant(tiny_model, tiny_tokenizer):
     return LanguageModel(model, tiny_tokenizer)
 
 
-def test_a_model_that_knows_nothing_is_at_chance(ignorant, documents):
-    for result in evaluate(ignorant, documents, EvaluateConfig(limit=40)):
-        assert result.interval.low < result.chance < result.interval.high, result.name
+def test_a_model_that_knows_nothing_guesses(ignorant, documents):
+    for result in evaluate(ignorant, documents, EvaluateConfig(limit=200)):
+        choices = len(result.items[0].choices)
+        documents_of_items, document = np.unique(result.documents, return_inverse=True)
+        excess = np.bincount(document, weights=result.correct - 1 / choices)
+        assert len(documents_of_items) > 10
+        assert abs(excess.sum()) < _SURELY * np.sqrt((excess**2).sum()), result.name
 
 
 def test_a_scorer_that_knows_the_documents_is_always_right(monkeypatch, documents):
