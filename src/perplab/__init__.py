@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from perplab.compression import QuantizeConfig, quantize
     from perplab.errors import PerplabError
     from perplab.evaluation.comparing import CompareConfig, compare
     from perplab.evaluation.suite import EvaluateConfig, evaluate
@@ -29,6 +30,7 @@ _HOMES = {
     "PerplabError": "perplab.errors",
     "TokenScores": "perplab.scoring",
     "Perplexity": "perplab.scoring.perplexity",
+    "QuantizeConfig": "perplab.compression",
     "TrainConfig": "perplab.training",
     "compare": "perplab.evaluation.comparing",
     "evaluate": "perplab.evaluation.suite",
@@ -37,6 +39,7 @@ _HOMES = {
     "load": "perplab.models",
     "open_corpus": "perplab.text",
     "perplexity": "perplab.scoring.perplexity",
+    "quantize": "perplab.compression",
     "score": "perplab.scoring",
     "train": "perplab.training",
 }
@@ -50,6 +53,7 @@ __all__ = [
     "Lineage",
     "PerplabError",
     "Perplexity",
+    "QuantizeConfig",
     "TokenScores",
     "TrainConfig",
     "compare",
@@ -59,6 +63,7 @@ __all__ = [
     "load",
     "open_corpus",
     "perplexity",
+    "quantize",
     "score",
     "train",
 ]

@@ -109,6 +109,7 @@ class Anatomy:
         tied: whether head and token embedding are one parameter.
         logit_scale: factor on the head's output.
         logit_soft_cap: c in c * tanh(logits / c), applied last; None where logits are not capped.
+        norm_offset: a norm multiplies by this plus its weight.
     """
 
     family: str
@@ -124,6 +125,7 @@ class Anatomy:
     tied: bool
     logit_scale: float
     logit_soft_cap: float | None
+    norm_offset: float
 
     def last_hidden_state(self, residual_stream: torch.Tensor) -> torch.Tensor:
         """What the model calls its last hidden state, from the residual stream after any block.
@@ -180,6 +182,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         tied=head.weight is token_embedding.module.weight,
         logit_scale=getattr(config, family.logit_scale) if family.logit_scale else 1.0,
         logit_soft_cap=getattr(config, family.logit_soft_cap) if family.logit_soft_cap else None,
+        norm_offset=family.norm_offset,
     )
 
 

@@ -28,6 +28,7 @@ class Family:
             key-value head its queries, its key, its value.
         logit_scale: the config's name for it.
         logit_soft_cap: the config's name for it.
+        norm_offset: what a norm adds to its weight before it multiplies.
     """
 
     blocks: str
@@ -46,6 +47,7 @@ class Family:
     qkv_order: FusedOrder = "concatenated"
     logit_scale: str | None = None
     logit_soft_cap: str | None = None
+    norm_offset: float = 0.0
     when: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -149,6 +151,7 @@ FAMILIES: Mapping[str, tuple[Family, ...]] = {
                 "mlp_output": "post_feedforward_layernorm",
             },
             logit_soft_cap="final_logit_softcapping",
+            norm_offset=1.0,
         ),
     ),
     "olmo2": (

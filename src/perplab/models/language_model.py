@@ -6,6 +6,7 @@
   fails. A model with one randomly initialised matrix gives plausible and wrong numbers.
 - A decoder of ours that has a stock transformers form is saved in that form, so every other tool loads it.
 - Saving replaces the folder whole, and the same model saved twice gives the same bytes.
+- Quantised layers stay packed in memory and on disk, in the format of `compressed-tensors`.
 """
 
 import hashlib
@@ -35,6 +36,8 @@ from transformers.utils import logging as transformers_logging
 
 from perplab.artifacts import atomic_folder, read_json, recover_folder
 from perplab.errors import PerplabError
+from perplab.models.compressed_checkpoint import describe_layers
+from perplab.models.compressed_reading import packed_weights
 from perplab.models.decoder import DecoderForCausalLM
 from perplab.models.lineage import Lineage, Parent, weights_fingerprint
 from perplab.models.shipped import POCKET, pocket_folder
@@ -110,11 +113,13 @@ class LanguageModel:
         An existing `folder` is replaced when everything is on the disk, and untouched otherwise.
 
         Raises:
-            PerplabError: the folder cannot be written.
+            PerplabError: the folder cannot be written, or the model is quantised and compressed-tensors is missing.
         """
         with atomic_folder(folder) as temporary, _quiet_transformers(), _disk_errors_of_rust():
             self.tokenizer.save_pretrained(temporary)
-            _stock_form(self.model).save_pretrained(temporary)
+            stock = _stock_form(self.model)
+            stock.save_pretrained(temporary)
+            describe_layers(stock, temporary)
             if self.lineage:
                 self.lineage.write(temporary)
         self.path = Path(folder)
@@ -137,7 +142,8 @@ def load(
 
     Raises:
         PerplabError: there is no such model, its weights are pickled, damaged or do not fit its config, its
-            architecture is unknown, its tokenizer is missing, or `dtype` or `device` does not exist here.
+            architecture is unknown, its tokenizer is missing, it is quantised in a way that cannot be used, or `dtype`
+            or `device` does not exist here.
     """
     weights_dtype = _checked_dtype(dtype)
     _check_device(device)
@@ -240,6 +246,7 @@ def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def _read_model(
     folder: Path, config: PreTrainedConfig, dtype: str | torch.dtype, attn_implementation: str | None
 ) -> PreTrainedModel:
+    quantization_config = packed_weights(config, folder)
     with _library_errors_named(
         f"the model in {folder} cannot be loaded", "check its config.json and attn_implementation"
     ):
@@ -248,6 +255,7 @@ def _read_model(
             config=config,
             dtype=dtype,
             attn_implementation=attn_implementation,
+            quantization_config=quantization_config,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,

@@ -17,6 +17,7 @@ from transformers import (
 
 from perplab.errors import PerplabError
 from perplab.models.decoder import DecoderConfig, DecoderForCausalLM
+from perplab.models.packed_linear import quantized_layers
 
 _SHARED_FIELDS = (
     "vocab_size",
@@ -88,6 +89,8 @@ def _around_parameters_of(
 ) -> PreTrainedModel:
     with torch.device("meta"):
         model = model_class(config)
+    for path, layer in quantized_layers(source).items():
+        model.set_submodule(path, layer)
     model.load_state_dict(source.state_dict(), assign=True)
     model.tie_weights()
     model.generation_config = source.generation_config
