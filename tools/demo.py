@@ -1,14 +1,13 @@
 """`make demo`: the model inside the package, at work on text it has never seen, with no network.
 
-It writes a page about the model and a second checkpoint of it, whose matrices are rounded to four bits, and says where
-the page is. Then it scores held-out text by domain beside general compressors, compares the two checkpoints, shows what
-the tokens of a passage cost, and continues a prompt.
+It rounds the model's weights to three bits in three ways, writes a page about the model and the best of them, and says
+where the page is. Then it scores held-out text by domain beside general compressors, says what each rounding cost,
+compares the best with the original, shows what the tokens of a passage cost, and continues a prompt.
 """
 
-import copy
+import shutil
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -17,10 +16,10 @@ from perplab.commands.colours import coloured_costs, legend
 from perplab.commands.comparison_page import comparison_page
 from perplab.evaluation.comparing import CompareConfig
 from perplab.models import LanguageModel
-from perplab.models.anatomy import linear_layers
 from perplab.report import report, study, write
 from perplab.scoring import TokenScores
 from perplab.scoring.baselines import compressed_bits_per_byte
+from perplab.scoring.comparison import compare_scores
 from perplab.text import Document
 
 FOLDER = Path("build/demo")
@@ -28,8 +27,8 @@ BYTES_PER_DOMAIN = 25_000
 LONGEST_DOCUMENT = 25_000
 PASSAGE_LENGTH = 700
 PROMPT = 'def read_lines(path, encoding="utf-8"):\n    """Return the lines of a text file'
-LEVELS = 7
-"""Steps on either side of zero: four bits with their sign."""
+CALIBRATION_WINDOWS = 32
+METHODS = {"nearest": "rtn", "GPTQ": "gptq", "QuantEase": "quantease"}
 
 
 def main() -> None:
@@ -37,16 +36,19 @@ def main() -> None:
     console = Console(highlight=False)
     console.rule("perplab: what every token costs")
     pocket = perplab.load("pocket")
-    rounded = _rounded(pocket)
     documents = _heldout_documents()
-    subjects = [study(model, documents) for model in (pocket, rounded)]
+    rounded = {name: _rounded(pocket, method) for name, method in METHODS.items()}
+    best = rounded["QuantEase"]
+    subjects = [study(model, documents) for model in (pocket, best)]
     page = FOLDER / "report.html"
     write(report(subjects), page)
     console.print(f"Open [bold]{page.resolve()}[/bold] in a browser: all of the below, and the text token by token.\n")
     console.print(_scored(documents, subjects[0].scores))
-    console.rule("one checkpoint against another")
+    console.rule("three bits a weight")
+    console.print(_costs_of_rounding(pocket, rounded, documents))
+    console.rule("QuantEase against the original")
     config = CompareConfig(limit=60, passages=2, rounds=1, ledger=FOLDER / "comparisons.jsonl")
-    for part in comparison_page(perplab.compare(pocket, rounded, documents, config)):
+    for part in comparison_page(perplab.compare(pocket, best, documents, config)):
         console.print(part)
     _show_passage(console, pocket, documents)
     _continue_prompt(console, pocket)
@@ -56,16 +58,30 @@ def main() -> None:
     )
 
 
-def _rounded(pocket: LanguageModel) -> LanguageModel:
-    """The same model with each row of its matrices rounded to the nearest of fifteen levels."""
-    model = copy.deepcopy(pocket.model)
-    with torch.no_grad():
-        for layer in linear_layers(model).values():
-            step = layer.weight.abs().amax(dim=1, keepdim=True) / LEVELS
-            layer.weight.copy_((layer.weight / step).round() * step)
-    rounded = pocket.derive(model, "round", config={"bits": 4})
-    rounded.save(FOLDER / "pocket-rounded")
-    return rounded
+def _rounded(pocket: LanguageModel, method: str) -> LanguageModel:
+    """The same model at three bits a weight, as it is read back from the disk."""
+    folder = FOLDER / f"pocket-3-bits-{method}"
+    if folder.exists():
+        shutil.rmtree(folder)
+    config = perplab.QuantizeConfig(method=method, bits=3, windows=CALIBRATION_WINDOWS)
+    perplab.quantize(pocket, perplab.open_corpus("builtin:python", "train"), config, out=folder)
+    return perplab.load(folder)
+
+
+def _costs_of_rounding(
+    pocket: LanguageModel, rounded: dict[str, LanguageModel], documents: list[Document]
+) -> Table:
+    table = Table("rounded by", "MB", "change of layers", "bits per byte", "95 % interval", title="what rounding costs")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    before = perplab.score(pocket, documents)
+    for name, model in rounded.items():
+        change = compare_scores(before, perplab.score(model, documents)).bits_per_byte
+        size = sum(file.stat().st_size for file in model.path.glob("*.safetensors")) / 1e6
+        error = model.lineage.figures["relative error"]
+        interval = f"{change.interval.low:+.4f} to {change.interval.high:+.4f}"
+        table.add_row(name, f"{size:.1f}", f"{error:.2%}", f"{change.value:+.4f}", interval)
+    return table
 
 
 def _heldout_documents() -> list[Document]:

@@ -84,6 +84,5 @@ class Sweeps:
 
     def is_free(self, number: int) -> bool:
         """Whether sweep `number`, from 0, goes without rounding: never the last one, so that the end is on the grid."""
-        return (
-            self.free_every > 0 and number % self.free_every == 1 and number <= LAST_FREE and number != self.sweeps - 1
-        )
+        due = self.free_every > 0 and number % self.free_every == 1
+        return due and number <= LAST_FREE and number < self.sweeps - 1

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-BLOCK = 128
+BLOCK = 256
 """Columns that a solver hands over at a time: many to a matrix product, few to stay in cache."""
 
 RoundInto = Callable[[Tensor, Tensor, int], None]

@@ -85,7 +85,7 @@ def checked(weight: Tensor, moments: InputMoments) -> tuple[Tensor, Tensor]:
     """Weight and second moment, both in the dtype that solvers compute in.
 
     Raises:
-        PerplabError: the second moment has the wrong shape, is not finite, or has a negative diagonal.
+        PerplabError: the moments are of another number of inputs, not finite, or negative where that cannot be.
     """
     columns = weight.shape[1]
     if moments.second.shape != (columns, columns):
@@ -95,9 +95,10 @@ def checked(weight: Tensor, moments: InputMoments) -> tuple[Tensor, Tensor]:
         )
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     second = moments.second.to(dtype)
-    if not second.isfinite().all() or (second.diagonal() < 0).any():
+    finite = second.isfinite().all() and moments.mean_magnitude.isfinite().all()
+    if not finite or (second.diagonal() < 0).any():
         raise PerplabError(
-            "the second moment of the layer's inputs is not finite or not positive",
+            "the moments of the layer's inputs are not finite or not positive",
             "run the model in float32 or bfloat16 for calibration, and sum in float32",
         )
     return weight.to(dtype), second

@@ -68,8 +68,9 @@ class QuantEaseOutliers(Sweeps):
             errors.append(max(0.0, torch.sum(gradient * change, dtype=torch.float64).item()))
             if errors[-1] < least and not free:
                 best, least = (current.clone(), outliers, grid), errors[-1]
+            columns_before = outliers.any(dim=1)
             outliers = self._largest(outliers.sub(gradient, alpha=step), grid_options)
-            if self.columns:
+            if self.columns and not torch.equal(outliers.any(dim=1), columns_before):
                 grid = self._grid(weight, outliers, order, grid_options)
         current, outliers, grid = best
         inverse = order.argsort()

@@ -60,9 +60,10 @@ class SpQR:
         price = torch.empty_like(energy)
         price[order] = energy
         limit = self.threshold * (weight.var(dim=0, correction=0) * price).mean()
-        kept = _likely_outliers(weight, price, limit, grid_options) if self.leave_one_out else None
-        fitted = AffineGrid.fit(weight if kept is None else weight.masked_fill(kept, 0.0), grid_options)
-        grid = self._with_rounded_statistics(fitted)
+        ordinary = weight
+        if self.leave_one_out:
+            ordinary = weight.masked_fill(_likely_outliers(weight, price, limit, grid_options), 0.0)
+        grid = self._grid(ordinary, grid_options)
         rounder = grid.column_rounder(order, weight.dtype)
         stays = torch.empty(weight.T.shape, dtype=torch.bool, device=weight.device)
 
@@ -78,11 +79,18 @@ class SpQR:
         outliers = rounded.where(outlier, 0.0).to(grid_options.scale_dtype).to_sparse()
         return Solution(grid.quantized(codes), outliers, (relative_error(weight, rounded, second),))
 
-    def _with_rounded_statistics(self, grid: AffineGrid) -> AffineGrid:
-        """`grid` with scales and zero points that are few a run of rows."""
-        scale = self._rounded_statistic(grid.scale.to(torch.promote_types(grid.scale.dtype, torch.float32)))
+    def _grid(self, weight: Tensor, grid_options: GridOptions) -> AffineGrid:
+        """The grid of `weight` with scales and zero points that are few a run of rows."""
+        grid = AffineGrid.fit(weight, grid_options)
+        scale = grid.scale.to(torch.promote_types(grid.scale.dtype, torch.float32))
+        empty = ~weight.view(*scale.shape, -1).any(dim=-1)
+        typical = scale.masked_fill(empty, torch.nan).nanmedian(dim=0, keepdim=True).values
+        scale = torch.where(
+            empty & typical.isfinite(), typical, scale
+        )  # so that no group of zeros widens a run's range
         zero = self._rounded_statistic(grid.zero.float()).round()
-        return replace(grid, scale=scale.to(grid.scale.dtype), zero=zero.to(torch.uint8))
+        scale = self._rounded_statistic(scale).to(grid.scale.dtype)
+        return replace(grid, scale=scale, zero=zero.to(torch.uint8))
 
     def _rounded_statistic(self, statistic: Tensor) -> Tensor:
         """`statistic`, (out, groups), on a grid from the least to the greatest of each run of rows."""
