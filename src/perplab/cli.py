@@ -37,6 +37,8 @@ app.command("perplab.commands.evaluate:evaluate", name="evaluate", help="Measure
 app.command("perplab.commands.report:report", name="report", help="Write one HTML page about a model, or two.")
 app.command("perplab.commands.train:train", name="train", help="Train a model from text, or continue a run.")
 app.command("perplab.commands.quantize:quantize", name="quantize", help="Round a model's weights to few bits.")
+app.command("perplab.commands.fuse:fuse", name="fuse", help="Make a model of fewer blocks.")
+app.command("perplab.commands.prompt:prompt", name="prompt", help="Train prompts that repair a compressed model.")
 app.command("perplab.commands.generate:generate", name="generate", help="Continue a prompt.")
 app.command("perplab.commands.lineage:lineage", name="lineage", help="Say how a model was made.")
 app.command("perplab.commands.scaling:app", name="scaling", help="Predict a training run from smaller ones.")

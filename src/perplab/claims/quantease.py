@@ -47,7 +47,7 @@ def measure(scale: Scale, seed: int, data: Path | None) -> dict[str, float]:
     small = scale == "smoke"
     corpus = "builtin:python" if small else "builtin:all"
     training = TrainConfig(
-        tokens=60_000 if small else 3_000_000,
+        tokens=60_000 if small else 2_000_000,
         num_hidden_layers=2 if small else 4,
         hidden_size=64 if small else 192,
         block_size=_LENGTH,
@@ -55,12 +55,12 @@ def measure(scale: Scale, seed: int, data: Path | None) -> dict[str, float]:
     )
     subjects = {"GPT-2": trained_gpt2(corpus, training)} | ({} if small else {"pocket": load("pocket")})
     calibration = list(open_corpus(corpus, "train").limited(_CALIBRATION_BYTES))
-    heldout = _heldout(corpus, 8_000 if small else 240_000)
+    heldout = _heldout(corpus, 8_000 if small else 150_000)
     figures: dict[str, float] = {}
     for name, subject in subjects.items():
         figures[f"{name}: nats"] = _nats(subject, heldout)
         for bits, method in product((3,) if small else _BITS, _METHODS):
-            config = replace(_METHODS[method], bits=bits, windows=8 if small else 64, length=_LENGTH, seed=seed)
+            config = replace(_METHODS[method], bits=bits, windows=8 if small else 48, length=_LENGTH, seed=seed)
             rounded = quantize(subject, calibration, config)
             place = f"{name}, {bits} bits, {method}"
             figures[f"{place}: nats"] = _nats(rounded, heldout)

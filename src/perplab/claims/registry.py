@@ -5,7 +5,13 @@ from importlib import import_module
 from perplab.claims.claim import Paper
 from perplab.errors import PerplabError
 
-_NAMES = ("scaling_over_training",)
+_NAMES = (
+    "scaling_over_training",
+    "quantease",
+    "quantization_evaluation",
+    "fusegpt",
+    "inference_time_dynamic_prompting",
+)
 
 
 def paper_names() -> tuple[str, ...]:

@@ -10,12 +10,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from perplab.compression.fusion.config import FuseConfig
+    from perplab.compression.fusion.fuse import fuse
+    from perplab.compression.prompts import PromptConfig, prompt
     from perplab.compression.quantize_config import QuantizeConfig
     from perplab.compression.quantizing import quantize
 
-_HOMES = {"QuantizeConfig": "quantize_config", "quantize": "quantizing"}
+_HOMES = {
+    "FuseConfig": "fusion.config",
+    "PromptConfig": "prompts",
+    "QuantizeConfig": "quantize_config",
+    "fuse": "fusion.fuse",
+    "prompt": "prompts",
+    "quantize": "quantizing",
+}
 
-__all__ = ["QuantizeConfig", "quantize"]
+__all__ = ["FuseConfig", "PromptConfig", "QuantizeConfig", "fuse", "prompt", "quantize"]
 
 
 def __getattr__(name: str) -> Any:
