@@ -75,6 +75,17 @@ def test_rows_are_copies_and_reading_leaves_the_cache_they_came_from(tiny_model,
 
 
 @torch.no_grad()
+def test_reordered_rows_are_the_rows_in_another_order(tiny_model, latents):
+    cache = LatentCache.of(tiny_model("llama"), latents(tiny_model("llama")))
+    order = torch.tensor([2, 0, 0])
+    expected = cache.rows(order)
+    cache.reorder_cache(order)
+    assert torch.equal(cache.latent_mask, expected.latent_mask)
+    for ours, theirs in zip(cache.layers, expected.layers, strict=True):
+        assert torch.equal(ours.keys, theirs.keys)
+
+
+@torch.no_grad()
 def test_latents_without_tokens_are_no_latents(tiny_model, latents, text):
     model, ids = tiny_model("gpt2"), text[0][1:2]
     empty = latents(model)[2]

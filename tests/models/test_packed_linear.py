@@ -83,10 +83,13 @@ def test_state_dict_is_enough_to_restore_a_layer(layer):
 
 
 def test_copies_share_nothing():
-    layer = PackedLinear(random_matrix())
+    layer = PackedLinear(random_matrix(dtype=torch.bfloat16))
+    x = torch.randn(2, 64).to(torch.bfloat16)
+    before = layer(x)
     twin = copy.deepcopy(layer)
     layer.planes.zero_()
-    assert_same_matrix(twin.quantized, random_matrix())
+    assert torch.equal(twin(x), before)
+    assert_same_matrix(twin.quantized, random_matrix(dtype=torch.bfloat16))
 
 
 def test_gradient_reaches_the_input_and_no_weight(tiny_model):

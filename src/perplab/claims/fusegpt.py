@@ -213,9 +213,9 @@ PAPER = Paper(
         "A model of eight blocks, trained on Python source, loses two; fusion recovers by squared error, with "
         "coefficients of rank 8. The paper's figures are of LLaMA-2-7B at a quarter of its blocks on WikiText-2, as "
         "quoted in reviews of the paper, against LaCo of LLaMA-3.1-8B. Fusion has three parameters for one of LoRA's "
-        "at equal rank where a block takes two donors: hence the controls of twice and three times the rank. Learning "
-        "rates were tuned on other seeds: at twice the rank for both arms, at three times the rank and for the loss over "
-        "a batch they are those of others. SliceGPT takes one basis for the whole model, so that the result is a plain "
+        "at equal rank where a block takes two donors: hence the controls of twice and three times the rank. Rates "
+        "were tuned on other seeds: at twice the rank for both arms, at three times the rank and for the loss over a "
+        "batch they are those of others. SliceGPT takes one basis for the whole model, so that the result is a plain "
         "checkpoint, and loses more than with a basis a block; LaCo and MKA follow their papers' formulas, which their "
         "public code does not compute."
     ),

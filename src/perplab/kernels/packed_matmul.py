@@ -13,7 +13,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -48,6 +48,16 @@ class PackedMatrix:
     tables: torch.Tensor | None
     out_features: int
     bits: int
+
+    @cached_property
+    def kernel_operands(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Each plane as the kernel wants its shape, and its table: made once, because decoding waits for every call."""
+        if self.tables is None:
+            return []
+        in_features = self.planes.shape[2]
+        return [
+            (plane.view(-1, in_features // 2), table) for plane, table in zip(self.planes, self.tables, strict=True)
+        ]
 
     def unpacked(self) -> QuantizedMatrix:
         """The matrix that was packed, exactly."""
@@ -123,8 +133,9 @@ def reference_matmul(x: torch.Tensor, packed: PackedMatrix) -> torch.Tensor:
 
 def _product(x: torch.Tensor, packed: PackedMatrix) -> torch.Tensor:
     rows = x.reshape(-1, x.shape[-1])
-    if packed.tables is not None and x.dtype == torch.bfloat16 and len(rows) <= _KERNEL_ROWS // len(packed.planes):
-        product = _kernel_product(rows, packed.planes, packed.tables)
+    operands = packed.kernel_operands
+    if operands and x.dtype == torch.bfloat16 and len(rows) * len(operands) <= _KERNEL_ROWS:
+        product = _kernel_product(rows, operands)
     else:
         product = rows.new_empty(len(rows), packed.scale.shape[1])
         for place, part in _parts(packed, x.dtype):
@@ -148,14 +159,10 @@ class _Differentiable(torch.autograd.Function):
         return sum(products, start=gradient.new_zeros(())), None
 
 
-def _kernel_product(rows: torch.Tensor, planes: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
+def _kernel_product(rows: torch.Tensor, operands: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    group_size = rows.shape[1] // operands[0][1].shape[0]
     kernel = torch.ops.aten._weight_int4pack_mm_for_cpu
-    in_features = rows.shape[1]
-    group_size = in_features // tables.shape[1]
-    products = [
-        kernel(rows, plane.view(-1, in_features // 2), group_size, table)
-        for plane, table in zip(planes, tables, strict=True)
-    ]
+    products = [kernel(rows, plane, group_size, table) for plane, table in operands]
     return products[0] if len(products) == 1 else products[0] + products[1]
 
 
@@ -204,8 +211,8 @@ def _fills_plane(bits: int) -> bool:
 @cache
 def _kernel_block() -> int | None:
     """Rows in a block of torch's int4 kernel on this processor; None where it has no blocks."""
-    codes = torch.arange(64 * 32).view(64, 32) * 7 % 16  # neighbours differ along rows and columns
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.to(torch.int32), 1).flatten()
+    codes = torch.randint(0, 16, (64, 32), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1).flatten()
     for block in (64, 32):
         first, second = codes.to(torch.uint8).view(-1, block, 32).transpose(1, 2).chunk(2, dim=2)
         if torch.equal((first | (second << 4)).flatten(), packed):

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from perplab.artifacts import read_json
+from perplab.kernels.quantized_matrix import QuantizedMatrix
 from perplab.models.compressed_form import require_compressed_tensors, weight_scheme
 from perplab.models.packed_linear import LLMInt8Linear, QuantizedLinear, quantized_layers
 
@@ -74,13 +75,15 @@ def _description(model: nn.Module, layers: Mapping[str, QuantizedLinear]) -> dic
 
 def _targets(layers: Mapping[str, QuantizedLinear]) -> dict[str, list[str]]:
     """The paths of layers by the JSON of their scheme, in as few schemes as tell all there is to tell."""
-    matrices = {path: layer.quantized for path, layer in layers.items()}
-    with_groups = {path: json.dumps(weight_scheme(matrix, grouped=True)) for path, matrix in matrices.items()}
-    needed = {with_groups[path] for path, matrix in matrices.items() if matrix.scale.shape[1] > 1}
+    ways = {path: _schemes(layer.quantized) for path, layer in layers.items()}
+    needed = {schemes[0] for schemes in ways.values() if len(schemes) == 1}
     targets: dict[str, list[str]] = {}
-    for path, matrix in matrices.items():
-        scheme = with_groups[path]
-        if scheme not in needed:
-            scheme = json.dumps(weight_scheme(matrix, grouped=False))
-        targets.setdefault(scheme, []).append(path)
+    for path, schemes in ways.items():
+        targets.setdefault(schemes[0] if schemes[0] in needed else schemes[-1], []).append(path)
     return targets
+
+
+def _schemes(matrix: QuantizedMatrix) -> list[str]:
+    """Every way to say how the matrix is stored: with its group size, and without where a row is one group."""
+    ways = (True, False) if matrix.scale.shape[1] == 1 else (True,)
+    return [json.dumps(weight_scheme(matrix, grouped=grouped)) for grouped in ways]
