@@ -68,9 +68,7 @@ def _rounded(pocket: LanguageModel, method: str) -> LanguageModel:
     return perplab.load(folder)
 
 
-def _costs_of_rounding(
-    pocket: LanguageModel, rounded: dict[str, LanguageModel], documents: list[Document]
-) -> Table:
+def _costs_of_rounding(pocket: LanguageModel, rounded: dict[str, LanguageModel], documents: list[Document]) -> Table:
     table = Table("rounded by", "MB", "change of layers", "bits per byte", "95 % interval", title="what rounding costs")
     for column in table.columns[1:]:
         column.justify = "right"

@@ -2,13 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
+from perplab.commands.compression_flags import CompressionFlags
 from perplab.commands.progress import stage_bar
+from perplab.errors import PerplabError
 from perplab.text.documents import Split
 
 if TYPE_CHECKING:
@@ -20,21 +22,25 @@ def evaluate(
     model: str = "pocket",
     /,
     *,
+    suite: Literal["tasks", "quantization"] = "tasks",
     tasks: str | None = None,
     corpus: str = "builtin:all",
     split: Split = "heldout",
     include_path: Path | None = None,
     limit: int | None = None,
     num_fewshot: int | None = None,
+    compression: Annotated[CompressionFlags | None, Parameter(name="*")] = None,
     seed: int = 0,
     device: str = "cpu",
     dtype: str = "auto",
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
-    """Say how often MODEL is right, task by task, with chance and interval.
+    """Say how often MODEL is right, task by task, with chance and interval; or what compressing it would cost.
 
     Args:
         model: Folder or hub id of a causal language model, or pocket.
+        suite: tasks measures MODEL. quantization also rounds its weights by every method at every number of bits, and
+            says what that cost and saved.
         tasks: Names with commas between them. last-word, continuation, brackets and identifiers are built in; others
             are tasks or YAML files of lm-evaluation-harness. Without names, all that are built in.
         corpus: Text that the built-in tasks ask about: builtin:NAME, a file or folder, or hf:DATASET.
@@ -42,6 +48,7 @@ def evaluate(
         include_path: Folder with task files of lm-evaluation-harness.
         limit: Items a task, at most.
         num_fewshot: Solved examples before each question of a harness task; by default the task's own number.
+        compression: What the quantization suite compresses, and where its results go.
         seed: Same seed, same items of the built-in tasks.
         device: Where to compute, for example cpu or cuda:0.
         dtype: Of the weights in memory; auto keeps the checkpoint's.
@@ -52,6 +59,25 @@ def evaluate(
     from perplab.models import load
     from perplab.text import open_corpus
 
+    if suite == "quantization":
+        from perplab.commands.evaluate_quantization import evaluate_quantization
+
+        evaluate_quantization(
+            model,
+            compression or CompressionFlags(),
+            tasks=tasks,
+            corpus=corpus,
+            split=split,
+            include_path=include_path,
+            limit=limit,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            as_json=as_json,
+        )
+        return
+    if compression is not None:
+        raise PerplabError("a flag of the quantization suite without it", "add --suite quantization")
     names = None if tasks is None else tuple(dict.fromkeys(name for name in tasks.split(",") if name))
     built_in = None if names is None else tuple(name for name in names if name in TASKS)
     others = [name for name in names or () if name not in TASKS]

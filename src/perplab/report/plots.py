@@ -66,6 +66,37 @@ class BarGroup:
 
 
 @dataclass(frozen=True)
+class Point:
+    """One thing with two figures.
+
+    Attributes:
+        x: the one.
+        y: the other.
+        label: short, written beside it.
+        title: what it is, in full.
+        mark: index of its shape in `MARKS`; things of one kind share a shape.
+    """
+
+    x: float
+    y: float
+    label: str
+    title: str
+    mark: int = 0
+
+
+MARKS = {
+    "\N{BLACK CIRCLE}": "m-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z",
+    "\N{BLACK SQUARE}": "m-3.5 -3.5h7v7h-7z",
+    "\N{BLACK UP-POINTING TRIANGLE}": "m0 -4.5l4.5 8h-9z",
+    "\N{BLACK DIAMOND}": "m0 -5l5 5l-5 5l-5 -5z",
+    "\N{BLACK DOWN-POINTING TRIANGLE}": "m0 4.5l4.5 -8h-9z",
+    "\N{BLACK RIGHT-POINTING TRIANGLE}": "m4.5 0l-8 4.5v-9z",
+    "\N{WHITE CIRCLE}": "m-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0zm1.5 0a2.5 2.5 0 1 1 5 0a2.5 2.5 0 1 1 -5 0z",
+}
+"""Shapes of points, so that a plot of many kinds reads in grey: a sign for the text, and its outline."""
+
+
+@dataclass(frozen=True)
 class _Axis:
     """Values along one side of a plot."""
 
@@ -135,6 +166,39 @@ def sorted_values(title: str, values: Values, x_label: str, y_label: str) -> Mar
         y_label: above the vertical axis, with its unit.
     """
     return _drawn(title, HEIGHT, _sorted_values(values, x_label, y_label))
+
+
+def scatter(
+    title: str, points: Sequence[Point], x_label: str, y_label: str, front: Sequence[tuple[float, float]] = ()
+) -> Markup:
+    """Points with their names, and a line through those that nothing beats.
+
+    Args:
+        title: for screen readers.
+        points: at least one.
+        x_label: under the plot, with its unit.
+        y_label: above the vertical axis, with its unit.
+        front: corners of the line, from the left.
+    """
+    return _drawn(title, HEIGHT, _scatter(points, x_label, y_label, front))
+
+
+def _scatter(
+    points: Sequence[Point], x_label: str, y_label: str, front: Sequence[tuple[float, float]]
+) -> Iterator[str]:
+    across, up = [point.x for point in points], [point.y for point in points]
+    x = _Axis(*_rounded_out(min(across), max(across)), _LEFT, WIDTH - _RIGHT - 2 * _GAP)
+    y = _vertical(min(up), max(up))
+    yield from _frame(x, y, x_label, y_label)
+    yield from (_x_tick(x(tick), _tick(tick, x)) for tick in x.ticks())
+    if len(front) > 1:
+        yield f'<path class="reference" d="{_path(front, x, y)}"/>'
+    outlines = list(MARKS.values())
+    for point in points:
+        left, top = _px(x(point.x)), _px(y(point.y))
+        outline = f'<path class="point first" d="M{left} {top}{outlines[point.mark % len(outlines)]}"/>'
+        beside = f'<text class="tick" x="{_px(x(point.x) + 6)}" y="{_px(y(point.y) - 5)}">{escape(point.label)}</text>'
+        yield f"<g><title>{escape(point.title)}</title>{outline}{beside}</g>"
 
 
 def _steps(
