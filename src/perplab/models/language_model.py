@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ _HUB_PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 _HUB_EXCLUDED = ["*/*", "consolidated*"]  # other frameworks' copies of the same weights
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 _SAID_BY_TOKENIZER_JSON = ("TokenizersBackend", "PreTrainedTokenizerFast")
+_WRAPPERS = {"perplab_prompted": "perplab.compression.prompts.prompted_model"}
+"""Model types that rooms above this one define around a model, and the modules that register them when imported."""
 _LIBRARY_ERRORS = (
     ValueError,
     TypeError,
@@ -218,7 +221,9 @@ def _hub_folder(name: str) -> Path:
 
 def _read_config(folder: Path) -> PreTrainedConfig:
     path = folder / "config.json"
-    read_json(path, "name a folder that holds a whole saved model")
+    described = read_json(path, "name a folder that holds a whole saved model")
+    if (module := _WRAPPERS.get(described.get("model_type"))) is not None:
+        import_module(module)
     with _library_errors_named(f"{path} cannot be used", "correct it, or upgrade transformers for a newer model type"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
