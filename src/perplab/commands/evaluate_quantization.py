@@ -1,6 +1,7 @@
 """The quantization suite of `perplab evaluate`: from flags to a table, a JSON object or a page."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from perplab.text.documents import Split
 from perplab.text.synthetic import World, world_corpus
 
 _STARRED = 0.05
+_COLUMNS = 4
 
 
 def evaluate_quantization(
@@ -84,7 +86,8 @@ def evaluate_quantization(
         print(json.dumps(record, ensure_ascii=False, allow_nan=False))
         return
     console = Console(highlight=False, markup=False)
-    console.print(_losses(table))
+    console.print(*_losses(table), sep="\n")
+    console.print("* differs from the reference, p < 0.05; per cent: what is left of the reference's figure")
     console.print(_savings(table))
     console.print(_proxy_table(proxies))
 
@@ -114,15 +117,18 @@ def _proxy_json(found: ProxyCorrelation) -> dict[str, Any]:
     return {"points": found.points, "pearson": found.pearson, "interval": ends, "spearman": found.spearman}
 
 
-def _losses(table: GridTable) -> Table:
-    """Figures as rows, models as columns: there are more figures than fit side by side."""
-    shown = Table("figure", *(row.cell.name for row in table.rows), title="what was lost")
-    for column in shown.columns[1:]:
-        column.justify = "right"
-    for one in table.measurements:
-        shown.add_row(one.name, *(_cell(row.entries[one.name], one) for row in table.rows))
-    shown.caption = "* differs from the reference, p < 0.05; per cent: what is left of the reference's figure"
-    return shown
+def _losses(table: GridTable) -> Iterator[Table]:
+    """Models as rows and figures as columns, a few at a time: a terminal is narrow."""
+    figures = table.measurements
+    for start in range(0, len(figures), _COLUMNS):
+        shown = Table("what was lost", *(one.name.replace(": ", ":\n") for one in figures[start : start + _COLUMNS]))
+        shown.columns[0].no_wrap = True
+        for column in shown.columns[1:]:
+            column.justify = "right"
+        for row in table.rows:
+            cells = (_cell(row.entries[one.name], one) for one in figures[start : start + _COLUMNS])
+            shown.add_row(row.cell.name, *cells)
+        yield shown
 
 
 def _cell(entry: Entry, measurement: Measurement) -> str:
@@ -134,25 +140,29 @@ def _cell(entry: Entry, measurement: Measurement) -> str:
 
 
 def _savings(table: GridTable) -> Table:
-    shown = Table("model", "bits", "stored", "MB", "prompt tokens/s", "new tokens/s", "kernel", title="what was saved")
-    for column in shown.columns[1:6]:
+    names = ("bits", "stored", "MB", "MB at work", "prompt/s", "new/s")
+    shown = Table("what was saved", *names, "kernel")
+    shown.columns[0].no_wrap = True
+    for column in shown.columns[1:-1]:
         column.justify = "right"
     for row in table.rows:
         bits = row.cell.bits
         sizes = f"{bits.nominal:.2f}", f"{bits.stored:.2f}", f"{bits.checkpoint_bytes / 1e6:.2f}"
-        shown.add_row(row.cell.name, *sizes, *_speed(row))
+        shown.add_row(row.cell.name, *sizes, *_at_work(row))
     reference = table.rows[0].cell.speed
-    shown.caption = None if reference is None else reference.circumstances
+    if reference is not None:
+        shown.caption = f"{reference.circumstances}; tokens a second; MB at work: checkpoint and what generating takes"
     return shown
 
 
-def _speed(row: Row) -> tuple[str, str, str]:
-    speed = row.cell.speed
+def _at_work(row: Row) -> tuple[str, str, str, str]:
+    speed, bits = row.cell.speed, row.cell.bits
     if speed is None:
-        return "", "", ""
-    if row.cell.bits.is_simulated:
-        return "", "", "simulated in ordinary weights"
-    return f"{speed.prompt_tokens_per_second:,.0f}", f"{speed.new_tokens_per_second:,.0f}", speed.kernel
+        return "", "", "", ""
+    if bits.is_simulated:
+        return "", "", "", "simulated in ordinary weights"
+    memory = "" if speed.peak_bytes is None else f"{(bits.checkpoint_bytes + speed.peak_bytes) / 1e6:.1f}"
+    return memory, f"{speed.prompt_tokens_per_second:,.0f}", f"{speed.new_tokens_per_second:,.0f}", speed.kernel
 
 
 def _proxy_table(proxies: dict[str, ProxyCorrelation | None]) -> Table:

@@ -105,7 +105,8 @@ def _entry(entry: Entry, measurement: Measurement) -> str:
 
 
 def _efficiency(table: GridTable) -> Table:
-    names = ("bits per weight", "bits stored", "MB of checkpoint", "prompt tokens/s", "new tokens/s", "kernel")
+    sizes = ("bits per weight", "bits stored", "MB of checkpoint", "MB at work")
+    names = (*sizes, "prompt tokens/s", "new tokens/s", "kernel")
     reference = table.rows[0].cell.speed
     return Table(
         "What was saved" if reference is None else f"What was saved; {reference.circumstances}",
@@ -118,10 +119,12 @@ def _saved(row: Row) -> tuple[str, ...]:
     bits, speed = row.cell.bits, row.cell.speed
     sizes = (number(bits.nominal, 2), number(bits.stored, 2), number(bits.checkpoint_bytes / 1e6, 2))
     if speed is None:
-        return (*sizes, "", "", "")
+        return (*sizes, "", "", "", "")
     if bits.is_simulated:
-        return (*sizes, "", "", "simulated in ordinary weights")
-    return (*sizes, number(speed.prompt_tokens_per_second, 0), number(speed.new_tokens_per_second, 0), speed.kernel)
+        return (*sizes, "", "", "", "simulated in ordinary weights")
+    memory = "" if speed.peak_bytes is None else number((bits.checkpoint_bytes + speed.peak_bytes) / 1e6, 1)
+    speeds = number(speed.prompt_tokens_per_second, 0), number(speed.new_tokens_per_second, 0)
+    return (*sizes, memory, *speeds, speed.kernel)
 
 
 def _coordinate(row: Row, name: str) -> float:
