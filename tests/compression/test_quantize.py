@@ -40,6 +40,35 @@ def test_plain_transformers_reads_what_is_written(method, family, tiny_model, ti
     assert torch.allclose(logits(load(tmp_path / "out").model), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "rtn", "bits": 2, "group_size": 8, "symmetric": True},
+        {"method": "gptq", "bits": 5, "range": "mse", "act_order": True},
+        {"method": "spqr", "bits": 2},
+        {"method": "quantease", "bits": 2, "outliers": 0.03},
+        {"method": "quantease", "bits": 2, "outliers": 0.1, "outlier_columns": True},
+        {"method": "quantease", "bits": 6, "start": "weights", "range": "percentile"},
+        {"method": "llm-int8", "bits": 8},
+    ],
+)
+def test_every_kind_of_result_survives_the_round_trip(settings, subject, tmp_path):
+    records = []
+    config = QuantizeConfig(sweeps=4, **SMALL, **settings)
+    made = quantize(subject, TEXT, config, out=tmp_path / "out", log=records.append)
+    assert torch.allclose(logits(load(tmp_path / "out").model), logits(made.model), atol=1e-5)
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    ours = {name: tensor for name, tensor in read.state_dict().items() if name.endswith("proj.weight")}
+    for record in records:
+        weight = ours[f"{record.path}.weight"]
+        before = subject.model.get_submodule(record.path).weight
+        assert 0 < (weight - before).norm() < before.norm()
+    if settings["method"] == "quantease" and "outliers" in settings:
+        assert all(record.outliers for record in records)
+        group_levels = 2 ** settings["bits"]
+        assert max(len(row.unique()) for weight in ours.values() for row in weight) > group_levels
+
+
 def test_the_given_model_stays_as_it_is(family, tiny_model, tiny_tokenizer):
     model = LanguageModel(tiny_model(family).eval(), tiny_tokenizer)
     before = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}

@@ -87,62 +87,39 @@ def _nats(subject: LanguageModel, documents: list[Document]) -> float:
     return float(np.mean(score(subject, documents).tokens["nll"].to_numpy()))
 
 
+def _cheaper(place: str, ours: str, theirs: str, statement: str) -> Claim:
+    return Claim(
+        name=f"{place}: {ours} against {theirs}",
+        statement=statement,
+        metric=f"{place}, {ours}: nats",
+        baseline=f"{place}, {theirs}: nats",
+        unit="nats a token",
+    )
+
+
 def _claims() -> Iterator[Claim]:
-    for name in ("pocket", "GPT-2"):
-        for bits in _BITS:
-            place = f"{name}, {bits} bits"
-            yield Claim(
-                name=f"{place}: layers, from GPTQ",
-                statement="Coordinate descent that starts at GPTQ's result lowers the layers' error further.",
-                metric=f"{place}, QuantEase from GPTQ: error",
-                baseline=f"{place}, GPTQ: error",
-                effect="ratio",
-            )
-            yield Claim(
-                name=f"{place}: perplexity against GPTQ",
-                statement="QuantEase gives a lower perplexity than GPTQ, by up to 15 %.",
-                metric=f"{place}, QuantEase: nats",
-                baseline=f"{place}, GPTQ: nats",
-                unit="nats a token",
-            )
-            for other in ("RTN", "AWQ"):
-                yield Claim(
-                    name=f"{place}: perplexity against {other}",
-                    statement=f"QuantEase gives a lower perplexity than {other}.",
-                    metric=f"{place}, QuantEase: nats",
-                    baseline=f"{place}, {other}: nats",
-                    unit="nats a token",
-                )
-            yield Claim(
-                name=f"{place}: from GPTQ against GPTQ in activation order",
-                statement="(Control.) QuantEase from GPTQ gives a lower perplexity than GPTQ in activation order.",
-                metric=f"{place}, QuantEase from GPTQ: nats",
-                baseline=f"{place}, GPTQ in activation order: nats",
-                unit="nats a token",
-            )
-        for bits in (2, 3):
-            place = f"{name}, {bits} bits"
-            yield Claim(
-                name=f"{place}: outliers",
-                statement="Keeping 1 % of the weights lowers the perplexity further.",
-                metric=f"{place}, QuantEase, 1 % outliers: nats",
-                baseline=f"{place}, QuantEase: nats",
-                unit="nats a token",
-            )
-            yield Claim(
-                name=f"{place}: single outliers against columns",
-                statement="Single outliers help more than whole columns.",
-                metric=f"{place}, QuantEase, 1 % outliers: nats",
-                baseline=f"{place}, QuantEase, 1 % outlier columns: nats",
-                unit="nats a token",
-            )
-            yield Claim(
-                name=f"{place}: outliers against SpQR",
-                statement="With outliers QuantEase gives a lower perplexity than SpQR, up to two times.",
-                metric=f"{place}, QuantEase, 1 % outliers: nats",
-                baseline=f"{place}, SpQR: nats",
-                unit="nats a token",
-            )
+    outliers = "QuantEase, 1 % outliers"
+    for name, bits in product(("pocket", "GPT-2"), _BITS):
+        place = f"{name}, {bits} bits"
+        yield Claim(
+            name=f"{place}: layers, from GPTQ",
+            statement="Coordinate descent that starts at GPTQ's result lowers the layers' error further.",
+            metric=f"{place}, QuantEase from GPTQ: error",
+            baseline=f"{place}, GPTQ: error",
+            effect="ratio",
+        )
+        yield _cheaper(place, "QuantEase", "GPTQ", "QuantEase gives a lower perplexity than GPTQ, by up to 15 %.")
+        yield _cheaper(place, "QuantEase", "RTN", "QuantEase gives a lower perplexity than rounding to the nearest.")
+        yield _cheaper(place, "QuantEase", "AWQ", "QuantEase gives a lower perplexity than AWQ.")
+        control = "(Control.) QuantEase from GPTQ gives a lower perplexity than GPTQ in activation order."
+        yield _cheaper(place, "QuantEase from GPTQ", "GPTQ in activation order", control)
+        if bits == max(_BITS):
+            continue
+        yield _cheaper(place, outliers, "QuantEase", "Keeping 1 % of the weights lowers the perplexity further.")
+        columns = "QuantEase, 1 % outlier columns"
+        yield _cheaper(place, outliers, columns, "Single outliers help more than whole columns.")
+        spqr = "With outliers QuantEase gives a lower perplexity than SpQR, up to two times."
+        yield _cheaper(place, outliers, "SpQR", spqr)
 
 
 PAPER = Paper(
