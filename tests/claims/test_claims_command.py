@@ -29,11 +29,12 @@ def test_measuring_listing_and_reporting(claims, tmp_path):
     assert (row["paper_value"], row["verdict"], row["seeds"]) == (0.7320, "holds", 1)
     assert told["figures"]["RedPajama, 6.9B, M = 20: loss"] == [row["ours"]]
 
-    table = claims("run", "--scale", "smoke")
+    table = claims("run", "scaling_over_training", "--scale", "smoke")
     for word in ("0.73205 %", "0.0464 %", "deterministic", "not measured", "--data-dir"):
         assert word in table
 
-    assert json.loads(claims("list", "--json"))["scale"] == "smoke"
+    listed = {paper["name"]: paper for paper in map(json.loads, claims("list", "--json").splitlines())}
+    assert listed["scaling_over_training"]["scale"] == "smoke"
     assert "scaling_over_training" in claims("list")
 
     assert claims("report").strip() == f"docs/claims.md: {len(summary())} claims"

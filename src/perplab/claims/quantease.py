@@ -1,6 +1,6 @@
 """QuantEase: optimization-based quantization for language models (Behdin et al., arXiv 2309.01885).
 
-Two trained models, the shipped Llama-layout `pocket` and a small GPT-2 trained for each seed, are rounded to 2, 3 and 4
+Two trained models, a Llama (the shipped `pocket`) and a small GPT-2 trained for each seed, are rounded to 2, 3 and 4
 bits by every method on one kind of grid: min-max, asymmetric, a scale a row. SpQR brings its own grid of groups of 16
 with 3-bit scales, so it spends more bits; what it spends is among the figures. A seed draws the calibration windows,
 trains the GPT-2 and starts nothing else. Costs are nats a token on held-out text, the same for all.
@@ -9,15 +9,15 @@ Beside the paper's method (coordinate descent from the unrounded weights) stands
 coordinate descent from GPTQ's result. GPTQ with activation order is the baseline that the paper's tables lack.
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from perplab.claims.claim import Claim, Paper, Scale
-from perplab.claims.subjects import trained_gpt2
+from perplab.claims.subjects import trained, trained_gpt2
 from perplab.compression import QuantizeConfig, quantize
 from perplab.models import LanguageModel, load
 from perplab.scoring import score
@@ -42,25 +42,62 @@ _CALIBRATION_BYTES = 1_000_000
 _LENGTH = 256
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Setting:
+    """Sizes of a measurement.
+
+    Attributes:
+        corpus: what models are trained, calibrated and measured on.
+        training: of the GPT-2.
+        windows: of calibration.
+        heldout_bytes: that are scored.
+        sweeps: of coordinate descent.
+    """
+
+    corpus: str
+    training: TrainConfig
+    windows: int
+    heldout_bytes: int
+    sweeps: int
+
+
+_SMALL = TrainConfig(tokens=16_384, num_hidden_layers=1, hidden_size=64, block_size=_LENGTH, compile=False)
+_SETTINGS: Mapping[Scale, _Setting] = {
+    "smoke": _Setting(corpus="builtin:python", training=_SMALL, windows=2, heldout_bytes=2_000, sweeps=3),
+    "pocket": _Setting(
+        corpus="builtin:all",
+        training=TrainConfig(tokens=2_000_000, num_hidden_layers=4, hidden_size=192, block_size=_LENGTH),
+        windows=48,
+        heldout_bytes=150_000,
+        sweeps=30,
+    ),
+    "gpu": _Setting(
+        corpus="builtin:all",
+        training=TrainConfig(tokens=40_000_000, num_hidden_layers=8, hidden_size=512, block_size=_LENGTH),
+        windows=128,
+        heldout_bytes=1_000_000,
+        sweeps=30,
+    ),
+}
+
+
 def measure(scale: Scale, seed: int, data: Path | None) -> dict[str, float]:
     """Nats a token and mean relative error of the layers, for each model, width and method."""
-    small = scale == "smoke"
-    corpus = "builtin:python" if small else "builtin:all"
-    training = TrainConfig(
-        tokens=60_000 if small else 2_000_000,
-        num_hidden_layers=2 if small else 4,
-        hidden_size=64 if small else 192,
-        block_size=_LENGTH,
-        seed=seed,
-    )
-    subjects = {"GPT-2": trained_gpt2(corpus, training)} | ({} if small else {"pocket": load("pocket")})
-    calibration = list(open_corpus(corpus, "train").limited(_CALIBRATION_BYTES))
-    heldout = _heldout(corpus, 8_000 if small else 150_000)
+    setting = _SETTINGS[scale]
+    training = replace(setting.training, seed=seed)
+    subjects = {
+        "Llama": trained(setting.corpus, training, tokenizer="pocket") if scale == "smoke" else load("pocket"),
+        "GPT-2": trained_gpt2(setting.corpus, training),
+    }
+    calibration = list(open_corpus(setting.corpus, "train").limited(_CALIBRATION_BYTES))
+    heldout = _heldout(setting.corpus, setting.heldout_bytes)
     figures: dict[str, float] = {}
     for name, subject in subjects.items():
         figures[f"{name}: nats"] = _nats(subject, heldout)
-        for bits, method in product((3,) if small else _BITS, _METHODS):
-            config = replace(_METHODS[method], bits=bits, windows=8 if small else 48, length=_LENGTH, seed=seed)
+        for bits, method in product(_BITS, _METHODS):
+            config = replace(
+                _METHODS[method], bits=bits, windows=setting.windows, length=_LENGTH, sweeps=setting.sweeps, seed=seed
+            )
             rounded = quantize(subject, calibration, config)
             place = f"{name}, {bits} bits, {method}"
             figures[f"{place}: nats"] = _nats(rounded, heldout)
@@ -99,7 +136,7 @@ def _cheaper(place: str, ours: str, theirs: str, statement: str) -> Claim:
 
 def _claims() -> Iterator[Claim]:
     outliers = "QuantEase, 1 % outliers"
-    for name, bits in product(("pocket", "GPT-2"), _BITS):
+    for name, bits in product(("Llama", "GPT-2"), _BITS):
         place = f"{name}, {bits} bits"
         yield Claim(
             name=f"{place}: layers, from GPTQ",

@@ -107,5 +107,5 @@ def _print(paper: claims.Paper, rows: list[claims.Row], data_dir: Path | None) -
         table.add_row(*cells(row))
     console.print(table)
     console.print(circumstances(told), soft_wrap=True)
-    if data_dir is None and any(row.verdict == "not measured" for row in rows):
+    if paper.data and data_dir is None and any(row.verdict == "not measured" for row in rows):
         console.print(f"more can be measured with --data-dir FOLDER that holds {paper.data}", soft_wrap=True)
