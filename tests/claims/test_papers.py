@@ -6,7 +6,6 @@ from perplab.claims import find_paper, paper_names, rows_of
 from perplab.claims.measuring import measure_seed
 from perplab.errors import PerplabError
 
-
 _CORRELATIONS = ("r: ", "r within size: ")
 """Figures that do not exist where a task does not vary over models, as after the little training of tests."""
 
