@@ -222,7 +222,7 @@ def _hub_folder(name: str) -> Path:
 def _read_config(folder: Path) -> PreTrainedConfig:
     path = folder / "config.json"
     described = read_json(path, "name a folder that holds a whole saved model")
-    if (module := _WRAPPERS.get(described.get("model_type"))) is not None:
+    if isinstance(described, dict) and (module := _WRAPPERS.get(described.get("model_type"))) is not None:
         import_module(module)
     with _library_errors_named(f"{path} cannot be used", "correct it, or upgrade transformers for a newer model type"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
