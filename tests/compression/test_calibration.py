@@ -58,7 +58,7 @@ def test_moments_are_those_of_what_layers_read(family, tiny_model):
             runner.run(0, hidden_states)
     for layer in layers:
         inputs_of_layer = torch.cat(read[layer.path]).double()
-        moments = watch.moments(layer)
+        moments = watch.take(layer)
         assert moments.count == len(inputs_of_layer) == 54
         assert torch.allclose(moments.second, inputs_of_layer.T @ inputs_of_layer, rtol=1e-4, atol=1e-4)
         assert torch.allclose(moments.mean_magnitude, inputs_of_layer.abs().mean(0), rtol=1e-4, atol=1e-6)
@@ -81,7 +81,7 @@ def test_experts_see_the_tokens_routed_to_them(tiny_model):
     for experts_of_token in chosen:
         counts[experts_of_token] += 1
     for layer in layers:
-        moments = watch.moments(layer)
+        moments = watch.take(layer)
         rows = torch.stack([t for t, e in zip(tokens, chosen, strict=True) if layer.expert in e])
         if layer.role == "down":
             gate, up = (rows @ experts.gate_up_proj[layer.expert].T).chunk(2, dim=1)

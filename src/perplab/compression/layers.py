@@ -88,10 +88,10 @@ class InputWatch:
         self._sums: dict[str, _Sum] = {}
         self._last: tuple[torch.Tensor, _Sum] | None = None
 
-    def moments(self, layer: Layer) -> InputMoments:
-        """What the layer has read."""
-        found = self._sums.get(layer.path)
-        return found.moments() if found else _Sum(layer.matrix.shape[1]).moments()
+    def take(self, *layers: Layer) -> InputMoments:
+        """What layers that read one tensor have read; it is forgotten here, because it can be larger than the layer."""
+        found, *_ = [self._sums.pop(layer.path, None) for layer in layers]
+        return (found or _Sum(layers[0].matrix.shape[1])).moments()
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -159,8 +159,9 @@ def _solved(
 def _solve(problem: _Problem, config: QuantizeConfig, watched: InputWatch) -> list[tuple[Solution, LayerRecord]]:
     """Solutions of a problem's layers."""
     started = time.perf_counter()
-    moments = watched.moments(problem.layers[0])
     weights = [_wide(layer.matrix) for layer in problem.layers]
+    moments = watched.take(*problem.layers)
+    moments = replace(moments, second=moments.second.to(weights[0]))
     options = grid_options(config, problem.layers[0].matrix.dtype)
     try:
         whole = solver_for(config, scaled=problem.divide is not None).solve(torch.cat(weights), moments, options)
@@ -169,7 +170,7 @@ def _solve(problem: _Problem, config: QuantizeConfig, watched: InputWatch) -> li
     seconds = (time.perf_counter() - started) / len(weights)
     found = []
     for layer, weight, solution in zip(problem.layers, weights, _parted(whole, weights), strict=True):
-        change = relative_error(weight, solution.weight().to(weight), moments.second.to(weight))
+        change = relative_error(weight, solution.weight().to(weight), moments.second)
         record = LayerRecord(
             path=layer.path,
             shape=(weight.shape[0], weight.shape[1]),

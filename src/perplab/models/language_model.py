@@ -222,8 +222,9 @@ def _hub_folder(name: str) -> Path:
 def _read_config(folder: Path) -> PreTrainedConfig:
     path = folder / "config.json"
     described = read_json(path, "name a folder that holds a whole saved model")
-    if isinstance(described, dict) and (module := _WRAPPERS.get(described.get("model_type"))) is not None:
-        import_module(module)
+    model_type = described.get("model_type") if isinstance(described, dict) else None
+    if model_type in _WRAPPERS:
+        import_module(_WRAPPERS[model_type])
     with _library_errors_named(f"{path} cannot be used", "correct it, or upgrade transformers for a newer model type"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:

@@ -69,6 +69,7 @@ def feedback(second: Tensor, order: Tensor, damping: float) -> tuple[Tensor, Ten
     mean = diagonal.mean().item()
     diagonal += damping * mean if mean else 1.0
     factor, failure = torch.linalg.cholesky_ex(damped, upper=True)
+    del damped, diagonal  # each copy of the second moment can be larger than the layer
     if failure:
         raise PerplabError(
             f"the second moment of the layer's inputs is singular with damping {damping}",
