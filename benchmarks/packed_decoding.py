@@ -2,7 +2,7 @@
 
 Random Llamas with a vocabulary of 32,000. The linear layers of their blocks are rounded to 4 bits in groups of 128,
 head and embedding stay in bfloat16; llama.cpp quantises all of the same weights its own way. A prompt of 64 tokens is
-read, then 64 given tokens one at a time, batch 1, with the logits after each; both sides of perplab run the same loop.
+read, then 32 given tokens one at a time, batch 1, with the logits after each; both sides of perplab run the same loop.
 Scoring is `perplab.score` on built-in text.
 
 Speeds are medians of runs taken in turn. Memory is that of a process which only loads a side from its folder and then
@@ -33,7 +33,7 @@ from perplab.text import open_corpus, train_tokenizer
 logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
 
 SIDES = ("bfloat16", "packed", "llama.cpp Q4_0")
-PROMPT, GENERATED = 64, 64
+PROMPT, GENERATED = 64, 32
 BITS, GROUP = 4, 128
 REPETITIONS = 3
 

@@ -25,7 +25,7 @@ from perplab.compression.solvers.descent import sweep
 from perplab.compression.solvers.gptq import feedback, round_with_feedback
 
 BITS = 3
-REPETITIONS = 3
+REPETITIONS = 2
 LARGEST_PUBLISHED = 4096
 CLONE = os.environ.get("QUANTEASE_CLONE")
 
