@@ -1,6 +1,7 @@
 """`perplab claims`, the page and the rows of the report."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -92,6 +93,14 @@ def test_a_page_has_one_row_a_claim_and_as_many_cells_as_columns(registered, tmp
     assert {line.replace(r"\|", "").count("|") for line in lines} == {len(COLUMNS) + 1}
     assert write_page(tmp_path / "page.md") == len(rows)
     assert (tmp_path / "page.md").read_text().startswith("# Claims\n")
+
+
+def test_one_figure_that_no_seed_changes_does_not_make_the_others_exact(registered):
+    paper = registered()
+    rows = [asdict(row) for row in rows_of(paper, "smoke", run_paper(paper, "smoke", 2))]
+    (row,) = [row for row in rows if row["verdict"] != "not measured"]
+    assert "2 seeds" in page_module.circumstances([row, row | {"deterministic": True}])
+    assert "no randomness" in page_module.circumstances([row | {"deterministic": True}])
 
 
 def test_one_seed_is_called_one_seed(registered):

@@ -56,7 +56,7 @@ def _section(rows: Sequence[Mapping[str, Any]]) -> str:
 def circumstances(rows: Sequence[Mapping[str, Any]]) -> str:
     """Where a paper is to be found and how its claims were measured, in a line."""
     row = rows[0]
-    exact = any(one["deterministic"] for one in rows)
+    exact = all(one["deterministic"] for one in rows if one["verdict"] != "not measured")
     repeated = "no randomness, so one run is exact" if exact else f"{row['seeds']} seeds"
     stale = "" if row["current"] else " The code has changed since."
     return f"{row['reference']}. Scale {row['scale']}, {repeated}; {row['machine']}, {row['date'][:10]}.{stale}"
