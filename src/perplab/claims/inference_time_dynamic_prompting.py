@@ -272,7 +272,7 @@ def _claims() -> Iterator[Claim]:
         yield _cheaper(chosen, "single prompt", f"Choosing by attention {where} beats one prompt.")
         yield _cheaper(chosen, f"{kind}, concatenated", f"Choosing {where} beats reading the whole pool.")
         yield _cheaper(chosen, f"{kind}, chance", f"Attention chooses better than chance {where}.")
-        yield _cheaper(chosen, f"{kind}, best for all", f"(Control.) It chooses better than always the same prompt {where}.")
+        yield _cheaper(chosen, f"{kind}, best for all", f"(Control.) It beats the best one of them for all {where}.")
         yield _cheaper(f"{kind}, likelihood", chosen, f"(Control.) The context's likelihood chooses better {where}.")
     for baseline, statement in (
         ("LoRA, rank 16", "It repairs at least as well as LoRA with 21 times its parameters."),
