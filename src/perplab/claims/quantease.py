@@ -127,7 +127,7 @@ def _nats(subject: LanguageModel, documents: list[Document]) -> float:
 def _cheaper(place: str, ours: str, theirs: str, statement: str) -> Claim:
     return Claim(
         name=f"{place}: {ours} against {theirs}",
-        statement=statement,
+        statement=f"{place}: {statement}",
         metric=f"{place}, {ours}: nats",
         baseline=f"{place}, {theirs}: nats",
         unit="nats a token",
@@ -140,7 +140,7 @@ def _claims() -> Iterator[Claim]:
         place = f"{name}, {bits} bits"
         yield Claim(
             name=f"{place}: layers, from GPTQ",
-            statement="Coordinate descent that starts at GPTQ's result lowers the layers' error further.",
+            statement=f"{place}: Coordinate descent that starts at GPTQ's result lowers the layers' error further.",
             metric=f"{place}, QuantEase from GPTQ: error",
             baseline=f"{place}, GPTQ: error",
             effect="ratio",

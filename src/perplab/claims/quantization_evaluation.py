@@ -195,7 +195,7 @@ def _accuracies(row: Row) -> Iterator[float]:
 def _correlates(name: str, benchmark: str, published: float) -> Claim:
     return Claim(
         name=f"r of {name}",
-        statement=f"Perplexity goes with {benchmark}",
+        statement=f"Perplexity goes with {benchmark}; here {name}",
         metric=f"r: {name}",
         effect="value",
         better="lower" if published < 0 else "higher",
