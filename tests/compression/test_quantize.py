@@ -131,6 +131,24 @@ def test_a_killed_run_goes_on_to_the_same_bytes(method, subject, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_a_run_killed_after_its_model_was_written_finishes(subject, tmp_path, monkeypatch):
+    config = QuantizeConfig(method="rtn", bits=3, **SMALL)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("perplab.compression.quantizing.write_json", stop)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(subject, TEXT, config, out=tmp_path / "out")
+    assert (tmp_path / "out").exists()
+    with pytest.raises(PerplabError, match="exists"):
+        quantize(subject, TEXT, QuantizeConfig(method="rtn", bits=4, **SMALL), out=tmp_path / "out")
+    quantize(subject, TEXT, config, out=tmp_path / "out")
+    assert (tmp_path / "out" / RECORDS).exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_an_unfinished_run_with_other_settings_is_not_touched(subject, tmp_path):
     def stop(_, done, __):
         if done == 2:

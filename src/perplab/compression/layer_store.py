@@ -3,6 +3,7 @@
 - One file a layer, beside the folder that the run will write.
 - A run is told apart by its settings, its model and its calibration tokens. A run with other settings is not continued
   and not thrown away: whoever started it has to remove it.
+- A run that was killed after its model was written, and before this was cleared away, writes it once more.
 """
 
 import json
@@ -20,6 +21,7 @@ from perplab.artifacts import atomic_file, read_json, write_json
 from perplab.compression.solvers import Solution
 from perplab.errors import PerplabError
 from perplab.kernels.quantized_matrix import QuantizedMatrix
+from perplab.models import Lineage
 
 _SETTINGS = "settings.json"
 
@@ -61,11 +63,12 @@ class LayerStore:
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
-        if out.exists():
-            raise PerplabError(f"{out} exists", "name a folder that does not exist, or remove it")
+        self.out = out
         self.folder = out.with_name(f".{out.name}.unfinished")
         plain = json.loads(json.dumps(settings))
         file = self.folder / _SETTINGS
+        if out.exists() and not (file.exists() and _is_result(out, plain)):
+            raise PerplabError(f"{out} exists", "name a folder that does not exist, or remove it")
         if file.exists() and read_json(file, "remove the folder") != plain:
             raise PerplabError(
                 f"{self.folder} holds an unfinished run with other settings", "remove it, or name another folder"
@@ -109,3 +112,9 @@ class LayerStore:
 
     def _file(self, path: str) -> Path:
         return self.folder / f"{path}.safetensors"
+
+
+def _is_result(out: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a run with these settings wrote the model in `out`."""
+    lineage = Lineage.read(out) if out.is_dir() else None
+    return lineage is not None and json.loads(json.dumps(lineage.config)) == settings.get("config")

@@ -76,8 +76,8 @@ def quantize(
             log(record)
     made = language_model.derive(model, "quantize", config=asdict(config), seed=config.seed, figures=_figures(records))
     if store is not None:
-        made.save(Path(out or ""))
-        write_json(Path(out or "") / RECORDS, {"layers": [asdict(record) for record in records]})
+        made.save(store.out)
+        write_json(store.out / RECORDS, {"layers": [asdict(record) for record in records]})
         store.remove()
     return made
 

@@ -33,7 +33,7 @@ class Unfinished:
 
     def __init__(self, out: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
         self.out = Path(out)
-        self.path = self.out.with_name(f".{self.out.name}-unfinished")
+        self.path = self.out.with_name(f".{self.out.name}.unfinished")
         self._settings = settings
         self.finished = self.out.exists()
         if self.finished and not self._made_by(Lineage.read(self.out) if self.out.is_dir() else None):
