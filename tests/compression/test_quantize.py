@@ -1,5 +1,6 @@
 """Quantised models: what they compute, how they are saved, and how a killed run goes on."""
 
+import copy
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from perplab.compression import QuantizeConfig, quantize
+from perplab.compression.calibration import calibration_windows
 from perplab.compression.quantizing import RECORDS
 from perplab.errors import PerplabError
 from perplab.models import LanguageModel, load
@@ -21,6 +23,13 @@ SMALL = {"windows": 6, "length": 32}
 @pytest.fixture
 def subject(tiny_model, tiny_tokenizer):
     return LanguageModel(tiny_model("llama").eval(), tiny_tokenizer)
+
+
+def _with_dense_block(rounded, dense, index):
+    """The rounded model with one block as it was: what that block's layers were calibrated in."""
+    model = copy.deepcopy(rounded)
+    model.model.layers[index] = copy.deepcopy(dense.model.layers[index])
+    return model
 
 
 def logits(model):
@@ -160,6 +169,23 @@ def test_an_unfinished_run_with_other_settings_is_not_touched(subject, tmp_path)
     with pytest.raises(PerplabError, match="other settings"):
         quantize(subject, TEXT, QuantizeConfig(method="gptq", bits=4, **SMALL), out=tmp_path / "out")
     assert sorted((tmp_path / ".out.unfinished").iterdir()) == kept
+
+
+def test_each_block_is_calibrated_on_what_the_rounded_blocks_before_it_compute(subject):
+    records = {}
+    config = QuantizeConfig(method="gptq", bits=2, **SMALL)
+    made = quantize(subject, TEXT, config, log=lambda record: records.setdefault(record.path, record))
+    tokens = calibration_windows(TEXT, subject.tokenizer, windows=SMALL["windows"], length=SMALL["length"], seed=0)
+    for path in ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj", "model.layers.1.mlp.gate_proj"):
+        inputs = []
+        model = _with_dense_block(made.model, subject.model, int(path.split(".")[2]))
+        model.get_submodule(path).register_forward_pre_hook(lambda _, given, into=inputs: into.append(given[0]))
+        with torch.no_grad():
+            model(tokens)
+        before = subject.model.get_submodule(path).weight
+        change, output = (inputs[0] @ w.T for w in (made.model.get_submodule(path).weight - before, before))
+        expected = (change.square().sum() / output.square().sum()).item()
+        assert records[path].relative_error == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_folder_tells_what_happened_to_each_layer(subject, tmp_path):
