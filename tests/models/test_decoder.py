@@ -10,9 +10,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3ForCausalLM
 
 from perplab.errors import PerplabError
-from perplab.models.decoder import DecoderConfig, DecoderForCausalLM
+from perplab.models.decoder import DecoderForCausalLM
+from perplab.models.decoder_config import DecoderConfig
 from perplab.models.language_model import LanguageModel, load
-from perplab.models.parts import TOKEN_MIXERS, RMSNorm, SoftmaxAttention
+from perplab.models.mixers.registry import TOKEN_MIXERS
+from perplab.models.mixers.softmax import SoftmaxAttention
+from perplab.models.mixers.token_mixer import TokenMixer
+from perplab.models.parts import RMSNorm
 from perplab.models.stock import to_decoder, to_stock
 
 SHAPE = {
@@ -205,8 +209,10 @@ def test_saved_models_are_read_where_perplab_is_not_installed(tiny_tokenizer, tm
         assert torch.equal(logits[name], to_stock(model)(TOKENS).logits)
 
 
-class RunningMean(nn.Module):
+class RunningMean(TokenMixer):
     """Mix positions by the mean of what came before: needs no cache-aware code to be tested without a cache."""
+
+    cache_layer = "state"
 
     def __init__(self, config, layer_index):
         super().__init__()

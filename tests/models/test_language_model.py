@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from full_disk import files_no_larger_than
 from perplab.errors import PerplabError
 from perplab.models import language_model, shipped
-from perplab.models.decoder import DecoderConfig, DecoderForCausalLM
+from perplab.models.decoder import DecoderForCausalLM
+from perplab.models.decoder_config import DecoderConfig
 from perplab.models.language_model import LanguageModel, load
 from perplab.models.lineage import Lineage, weights_fingerprint
 from perplab.models.stock import to_stock

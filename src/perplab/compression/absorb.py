@@ -3,7 +3,7 @@
 - Layers that read one tensor are scaled together. What can divide that tensor is the norm that made it, the value
   rows in front of the attention's output projection, or the up rows in front of the down projection.
 - Where nothing can divide (a GELU between up and down, value heads that are shared by query heads, a stream that is
-  read without a norm, experts) the layers keep their inputs as they are.
+  read without a norm, experts, a recurrent mixer) the layers keep their inputs as they are.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,11 +35,12 @@ class ScalableInput:
 def scalable_inputs(block: BlockAnatomy, anatomy: Anatomy, config: PreTrainedConfig) -> list[ScalableInput]:
     """The inputs of a block that can be scaled."""
     layers = {layer.role: layer for layer in block_layers(block) if layer.expert is None}
-    has_experts = "router" in block.projections
+    kept = {"mlp_input"} if "router" in block.projections else set()
+    kept |= {"attention_input"} if _is_recurrent(block) else set()
     by_norm: dict[int, tuple[Part, list[Layer]]] = {}
     for role, readers in (("attention_input", _READS_ATTENTION_INPUT), ("mlp_input", _READS_MLP_INPUT)):
         norm = block.norms.get(role)
-        if norm is not None and not (role == "mlp_input" and has_experts):
+        if norm is not None and role not in kept:
             _, reading = by_norm.setdefault(id(norm.module), (norm, []))
             reading += [layers[reader] for reader in readers if reader in layers]
     found = [
@@ -78,7 +79,12 @@ def _dividing_norm(norm: Part, offset: float) -> Callable[[torch.Tensor], None]:
 
 
 def _value(block: BlockAnatomy) -> _Rows | None:
-    return _rows(block.projections, "value", "qkv")
+    return None if _is_recurrent(block) else _rows(block.projections, "value", "qkv")
+
+
+def _is_recurrent(block: BlockAnatomy) -> bool:
+    """Whether a block's token mixer reads its norm and its values by more ways than the projections of attention."""
+    return getattr(block.attention.module, "cache_layer", "attention") == "state"
 
 
 def _up(block: BlockAnatomy, config: PreTrainedConfig) -> _Rows | None:

@@ -1,7 +1,8 @@
 """The matrices of a block that can be rounded, and what their inputs look like.
 
 - A layer is a matrix of (out, in) features with a path: an `nn.Linear`, a `Conv1D`, or one expert of a stack that the
-  block keeps in one parameter. Routers are left alone: they are small, and a changed choice of experts is a jump.
+  block keeps in one parameter. Routers and the rates of a recurrent mixer are left alone: they are small, and all that
+  a block computes hangs on them.
 - Inputs are watched by hooks while the block runs. Layers that read the same tensor (queries, keys and values; gate and
   up) share one sum.
 - Products are float32, because that is what a processor is fast at; their sum over batches is float64, because it has
@@ -19,6 +20,8 @@ from torch import nn
 
 from perplab.compression.solvers import InputMoments
 from perplab.models.anatomy import BlockAnatomy, Projection
+
+_LEFT_ALONE = ("router", "beta", "decay")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,7 @@ def block_layers(block: BlockAnatomy) -> list[Layer]:
     """The layers of a block, in the order in which they work."""
     layers: list[Layer] = []
     for role, projection in block.projections.items():
-        if role == "router":
+        if role in _LEFT_ALONE:
             continue
         if projection.matrix.ndim == 2:
             layers.append(Layer(projection.path, role, projection))

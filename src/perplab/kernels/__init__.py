@@ -5,24 +5,37 @@ gradient. One function a kernel dispatches on the device.
 """
 
 from perplab.kernels.attention import causal_attention, packed_attention, packed_attention_reference
+from perplab.kernels.delta_rule import delta_rule, delta_rule_attention_matrix, delta_rule_reference
+from perplab.kernels.linear_attention import linear_attention, linear_attention_reference
 from perplab.kernels.linear_cross_entropy import (
     LinearCrossEntropy,
     linear_cross_entropy,
     linear_cross_entropy_reference,
     softmax_gradient,
 )
+from perplab.kernels.phase_rotation import phase_rotation, phase_rotation_reference
 from perplab.kernels.segment_attention import Segment, SegmentTree, segment_attention, segment_attention_reference
+from perplab.kernels.tiled_attention import merge_attention, tiled_attention
 
 __all__ = [
     "LinearCrossEntropy",
     "Segment",
     "SegmentTree",
     "causal_attention",
+    "delta_rule",
+    "delta_rule_attention_matrix",
+    "delta_rule_reference",
+    "linear_attention",
+    "linear_attention_reference",
     "linear_cross_entropy",
     "linear_cross_entropy_reference",
+    "merge_attention",
     "packed_attention",
     "packed_attention_reference",
+    "phase_rotation",
+    "phase_rotation_reference",
     "segment_attention",
     "segment_attention_reference",
     "softmax_gradient",
+    "tiled_attention",
 ]

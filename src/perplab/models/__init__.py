@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from perplab.models.decoder import DecoderConfig, DecoderForCausalLM
+    from perplab.models.decoder import DecoderForCausalLM
+    from perplab.models.decoder_config import DecoderConfig
     from perplab.models.language_model import LanguageModel, load, load_tokenizer
     from perplab.models.lineage import Lineage, Parent, weights_fingerprint
 

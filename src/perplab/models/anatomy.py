@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from perplab.errors import PerplabError
 from perplab.models.families import Family, Residual, family_of
+from perplab.models.mixers.token_mixer import TokenMixer
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +81,8 @@ class BlockAnatomy:
             to the residual stream, `after_attention` and `after_mlp` act on the stream itself after the addition. Norms
             of queries and keys belong to the attention and are not listed.
         projections: role to projection: `query`, `key`, `value` or the fused `qkv`; `attention_output`; `up`, `gate`
-            where the MLP is gated, or the fused `gate_up`; `down`; `router` where there are experts.
+            where the MLP is gated, or the fused `gate_up`; `down`; `router` where there are experts. A recurrent mixer
+            of ours may have others, and need not have all.
     """
 
     path: str
@@ -231,13 +233,19 @@ class _Finder:
 
     def block(self, path: str) -> BlockAnatomy:
         family = self.family
+        attention = self.part(f"{path}.{family.attention}")
+        projections = dict(family.projections)
+        if isinstance(attention.module, TokenMixer):  # one block's mixer may have other projections than the next one's
+            own = {role: f"{family.attention}.{name}" for role, name in attention.module.projections.items()}
+            rest = {role: name for role, name in projections.items() if not name.startswith(family.attention)}
+            projections = own | rest
         return BlockAnatomy(
             path=path,
             module=self.part(path).module,
-            attention=self.part(f"{path}.{family.attention}"),
+            attention=attention,
             mlp=self.part(f"{path}.{family.mlp}") if family.mlp else None,
             norms={role: self.part(f"{path}.{name}") for role, name in family.norms.items()},
-            projections={role: self.projection(f"{path}.{name}", role) for role, name in family.projections.items()},
+            projections={role: self.projection(f"{path}.{name}", role) for role, name in projections.items()},
         )
 
     def _attribute(self, path: str) -> Any:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from perplab.errors import PerplabError
 from perplab.models.anatomy import Anatomy, anatomy
 
 
@@ -36,10 +37,14 @@ class BlockRunner:
         model: in evaluation mode.
 
     Raises:
-        PerplabError: the family is unknown.
+        PerplabError: the family is unknown, or its blocks read token ids.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
+        if any(getattr(model.config, "ngram_heads", ())):
+            raise PerplabError(
+                "blocks with n-gram heads read token ids and cannot be run by themselves", "name a model without them"
+            )
         self.model = model
         self.anatomy: Anatomy = anatomy(model)
         self.blocks: list[nn.Module] = [block.module for block in self.anatomy.blocks]

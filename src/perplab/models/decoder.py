@@ -8,104 +8,26 @@ Decisions:
 - The model does not know about precision, compilation or distribution. They are applied from outside.
 """
 
-from dataclasses import field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    DynamicCache,
-    GenerationMixin,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from perplab.errors import PerplabError
 from perplab.kernels import LinearCrossEntropy, linear_cross_entropy, softmax_gradient
 from perplab.kernels.linear_cross_entropy import SoftmaxGradient
-from perplab.models.parts import CHANNEL_MIXERS, TOKEN_MIXERS, RMSNorm, SequenceContext
-
-
-class DecoderConfig(PreTrainedConfig):
-    """Shape of a decoder.
-
-    Raises:
-        PerplabError: an unknown key, an unknown mixer, or sizes that do not divide.
-    """
-
-    model_type = "perplab_decoder"
-
-    vocab_size: int = 4096
-    hidden_size: int = 256
-    intermediate_size: int = 704
-    num_hidden_layers: int = 6
-    num_attention_heads: int = 4
-    num_key_value_heads: int = 0  # 0: as many as attention heads
-    head_dim: int = 0  # 0: hidden_size / num_attention_heads
-    max_position_embeddings: int = 1024
-    rope_theta: float = 10_000.0
-    rms_norm_eps: float = 1e-5
-    initializer_range: float = 0.02
-    tie_word_embeddings: bool = True
-    qk_norm: bool = False  # RMS norm on the queries and keys of each head
-    token_mixers: list[str] = field(default_factory=list)  # one name a layer; empty: "softmax" everywhere
-    channel_mixers: list[str] = field(default_factory=list)  # one name a layer; empty: "swiglu" everywhere
-    use_cache: bool = True
-    pad_token_id: int | None = None
-    bos_token_id: int | None = None
-    eos_token_id: int | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        """Fill what follows from other fields, and refuse what does not fit."""
-        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
-        divided = not self.head_dim
-        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
-        self.token_mixers = self.token_mixers or ["softmax"] * self.num_hidden_layers
-        self.channel_mixers = self.channel_mixers or ["swiglu"] * self.num_hidden_layers
-        known = {key: kwargs.pop(key) for key in list(kwargs) if key.startswith("_") or key in _SHARED_KEYS}
-        if kwargs:
-            raise PerplabError(
-                f"unknown key {min(kwargs)!r} in a {self.model_type} config",
-                "remove it, or correct it to a field of DecoderConfig",
-            )
-        super().__post_init__(**known)
-        self._validate_mixers()
-        self._validate_heads(divided=divided)
-
-    def _validate_heads(self, *, divided: bool) -> None:
-        if divided and self.hidden_size % self.num_attention_heads:
-            raise PerplabError(
-                f"hidden_size {self.hidden_size} does not divide over {self.num_attention_heads} attention heads",
-                "choose a multiple, or give head_dim",
-            )
-        if self.head_dim % 2:
-            raise PerplabError(f"head_dim {self.head_dim} is odd", "choose an even one, as rotary positions turn pairs")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise PerplabError(
-                f"{self.num_attention_heads} attention heads over {self.num_key_value_heads} key-value heads",
-                "choose a number of key-value heads that divides the number of attention heads",
-            )
-
-    def _validate_mixers(self) -> None:
-        for chosen, registry in (("token_mixers", TOKEN_MIXERS), ("channel_mixers", CHANNEL_MIXERS)):
-            names = getattr(self, chosen)
-            if len(names) != self.num_hidden_layers:
-                raise PerplabError(
-                    f"{chosen} names {len(names)} layers of {self.num_hidden_layers}", "give one name a layer"
-                )
-            for name in names:
-                if name not in registry:
-                    raise PerplabError(f"unknown name {name!r} in {chosen}", f"choose from {', '.join(registry)}")
-
-
-_SHARED_KEYS = {"model_type", "torch_dtype", "transformers_version", "name_or_path", "attn_implementation"}
+from perplab.models.decoder_config import DecoderConfig
+from perplab.models.mixer_cache import check_cache, decoder_cache
+from perplab.models.mixers.context import SequenceContext
+from perplab.models.mixers.registry import TOKEN_MIXERS
+from perplab.models.ngram_heads import NGramHeads
+from perplab.models.parts import CHANNEL_MIXERS, RMSNorm
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: a token mixer, then a channel mixer."""
+    """Pre-norm residual block: a token mixer, then a channel mixer, then n-gram heads where the config has them."""
 
     def __init__(self, config: DecoderConfig, layer_index: int) -> None:
         super().__init__()
@@ -113,11 +35,14 @@ class Block(nn.Module):
         self.mlp = CHANNEL_MIXERS[config.channel_mixers[layer_index]](config, layer_index)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if config.ngram_heads[layer_index]:
+            self.ngram_heads = NGramHeads(config, layer_index)
 
     def forward(self, hidden_states: Tensor, context: SequenceContext) -> Tensor:
         """Map (batch, length, hidden_size) to the same shape."""
         hidden_states = hidden_states + self.self_attn(self.input_layernorm(hidden_states), context)
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        return self.ngram_heads(hidden_states, context) if hasattr(self, "ngram_heads") else hidden_states
 
 
 class RotaryEmbedding(nn.Module):
@@ -144,25 +69,27 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary_emb = RotaryEmbedding(config)
+        if config.position_encoding == "learned":
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        elif config.position_encoding == "rotary" and config.attends:
+            self.rotary_emb = RotaryEmbedding(config)
 
-    def forward(
-        self,
-        inputs_embeds: Tensor,
-        position_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        cache: DynamicCache | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, inputs_embeds: Tensor, context: SequenceContext) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run the blocks.
+
+        Args:
+            inputs_embeds: (batch, length, hidden_size).
+            context: of the sequences, still without rotary angles.
 
         Returns:
             The hidden states after the final norm (batch, length, hidden_size), and the input of every block.
         """
-        cos, sin = self.rotary_emb(position_ids)
-        context = SequenceContext(
-            position_ids, (cos.to(inputs_embeds.dtype), sin.to(inputs_embeds.dtype)), attention_mask, cache
-        )
         hidden_states, inputs = inputs_embeds, []
+        if hasattr(self, "embed_positions"):
+            hidden_states = hidden_states + self.embed_positions(context.position_ids)
+        elif hasattr(self, "rotary_emb"):
+            cos, sin = self.rotary_emb(context.position_ids)
+            context = context._replace(rotary=(cos.to(inputs_embeds.dtype), sin.to(inputs_embeds.dtype)))
         for layer in self.layers:
             inputs.append(hidden_states)
             hidden_states = layer(hidden_states, context)
@@ -179,18 +106,31 @@ class DecoderForCausalLM(PreTrainedModel, GenerationMixin):
     _no_split_modules = ["Block"]  # noqa: RUF012
     _supports_sdpa = True
 
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        """Not: `forward` makes the cache that suits the layers."""
+        return False
+
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw a module's weights, also those of parts that transformers does not know."""
+        super()._init_weights(module)
+        initialize = getattr(module, "initialize", None)
+        if initialize is not None:
+            initialize()
+
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: DynamicCache | None = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -204,25 +144,42 @@ class DecoderForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids: (batch, length) token ids.
             attention_mask: (batch, cached + length), 0 for padding.
             position_ids: (batch, length). Without cache and padding, a 0 opens a new document.
-            past_key_values: cache of the tokens already seen.
+            past_key_values: cache of the tokens already seen, by a decoder of this config.
             inputs_embeds: (batch, length, hidden_size), in the place of `input_ids`.
             labels: (batch, length), aligned with `input_ids` and shifted here; -100 is not scored.
             use_cache: return a cache; by default only outside training and without labels.
             logits_to_keep: compute logits for the last so many positions, or for these indices; 0 for all.
             output_hidden_states: return the input of each block and the final normed states.
+
+        Raises:
+            PerplabError: the cache is of a decoder of another config.
         """
         if inputs_embeds is None:
             inputs_embeds = self.model.embed_tokens(input_ids)
         use_cache = (self.config.use_cache and not self.training and labels is None) if use_cache is None else use_cache
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if past_key_values is not None:
+            check_cache(past_key_values, self.config)
+        elif use_cache:
+            past_key_values = decoder_cache(self.config)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         batch, length = inputs_embeds.shape[:2]
         if position_ids is None:
             position_ids = torch.arange(past, past + length, device=inputs_embeds.device)[None]
-        position_ids = position_ids.expand(batch, -1)
-        mask = _cache_mask(attention_mask, batch, length, past, inputs_embeds.device)
-        hidden_states, block_inputs = self.model(inputs_embeds, position_ids, mask, past_key_values)
+        if attention_mask is not None and bool(attention_mask.all()):
+            attention_mask = None
+        alone = attention_mask is not None or past > 0
+        context = SequenceContext(
+            position_ids=position_ids.expand(batch, -1),
+            rotary=None,
+            packed=not alone,
+            attention_mask=_mask(attention_mask, batch, length, past, inputs_embeds.device)
+            if alone and self.config.attends
+            else None,
+            real=None if attention_mask is None else attention_mask[:, -length:].bool(),
+            cache=past_key_values,
+            input_ids=input_ids,
+        )
+        hidden_states, block_inputs = self.model(inputs_embeds, context)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
         kept = hidden_states if isinstance(keep, int) else hidden_states[:, keep]
         logits = self.lm_head(kept)
@@ -256,18 +213,15 @@ class DecoderForCausalLM(PreTrainedModel, GenerationMixin):
         Returns:
             The summed loss, and the cost of each label in nats, flattened to (batch * length,).
         """
-        hidden_states, _ = self.model(self.model.embed_tokens(input_ids), position_ids)
+        context = SequenceContext(position_ids, None, True, None, None, None, input_ids)
+        hidden_states, _ = self.model(self.model.embed_tokens(input_ids), context)
         return linear_cross_entropy(
             hidden_states.flatten(0, 1), self.lm_head.weight, labels.flatten(), z_loss, chunk_step
         )
 
 
-def _cache_mask(
-    attention_mask: Tensor | None, batch: int, length: int, past: int, device: torch.device
-) -> Tensor | None:
-    """The (batch, 1, length, past + length) mask for padding or a filled cache; None where packed attention serves."""
-    if past == 0 and (attention_mask is None or bool(attention_mask.all())):
-        return None
+def _mask(attention_mask: Tensor | None, batch: int, length: int, past: int, device: torch.device) -> Tensor:
+    """The (batch, 1, length, past + length) mask of padded rows, or of rows that continue a cache."""
     mask = torch.ones(length, past + length, dtype=torch.bool, device=device).tril(past).expand(batch, 1, -1, -1)
     if attention_mask is None:
         return mask

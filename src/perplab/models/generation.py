@@ -13,6 +13,7 @@ from transformers.generation.streamers import TextStreamer
 
 from perplab.errors import PerplabError
 from perplab.models.language_model import LanguageModel
+from perplab.models.position_limit import position_limit
 from perplab.text import boundary_tokens, text_encoder
 
 
@@ -79,7 +80,7 @@ def generate(
     model, tokenizer = language_model.model, language_model.tokenizer
     bos, eos = boundary_tokens(tokenizer)
     ids = [bos, *text_encoder(tokenizer).encode(prompt, add_special_tokens=False).ids]
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = position_limit(model.config)
     if limit is not None and len(ids) + config.max_new_tokens > limit:
         raise PerplabError(
             f"a prompt of {len(ids)} tokens and {config.max_new_tokens} more exceed the model's {limit} positions",

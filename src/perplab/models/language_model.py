@@ -49,8 +49,11 @@ _HUB_PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 _HUB_EXCLUDED = ["*/*", "consolidated*"]  # other frameworks' copies of the same weights
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 _SAID_BY_TOKENIZER_JSON = ("TokenizersBackend", "PreTrainedTokenizerFast")
-_WRAPPERS = {"perplab_prompted": "perplab.compression.prompts.prompted_model"}
-"""Model types that rooms above this one define around a model, and the modules that register them when imported."""
+_WRAPPERS = {
+    "perplab_phased": "perplab.models.phased_model",
+    "perplab_prompted": "perplab.compression.prompts.prompted_model",
+}
+"""Model types that are defined around a model, and the modules that register them when imported."""
 _LIBRARY_ERRORS = (
     ValueError,
     TypeError,

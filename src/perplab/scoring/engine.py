@@ -21,6 +21,7 @@ from torch import Tensor
 from perplab.errors import PerplabError
 from perplab.models import LanguageModel
 from perplab.models.anatomy import anatomy
+from perplab.models.position_limit import position_limit
 from perplab.scoring.hidden_states import has_known_parts, row_states
 from perplab.scoring.requests import Request
 from perplab.scoring.rows import Row, rows_of
@@ -122,7 +123,7 @@ def _rows_with_states(
 def _checked(language_model: LanguageModel, requests: Iterable[Request]) -> Iterator[Request]:
     """The requests, refusing those that the model has no positions or no embeddings for."""
     config = language_model.model.config
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = position_limit(config)
     vocabulary = language_model.model.get_input_embeddings().weight.shape[0]
     for request in requests:
         length = len(request.context) + len(request.continuation) - 1

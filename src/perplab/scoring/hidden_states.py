@@ -4,7 +4,8 @@
   families below to a function registered by name; ours takes the row's tree from the context of the call, because not
   every family passes extra arguments down to it.
 - Padded: any causal model reads each request by itself, batched with others of similar length and padded on the right.
-  What stands to the right of a token cannot change it, so nothing has to be masked.
+  What stands to the right of a token cannot change it, so nothing has to be masked. A decoder that keeps a state of
+  constant size reads long ones in pieces.
 - A model whose parts are known gives the states its head takes; of any other model the logits are taken.
 """
 
@@ -19,9 +20,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from perplab.kernels import SegmentTree, segment_attention
+from perplab.models.decoder import DecoderForCausalLM
 from perplab.models.families import FAMILIES
 from perplab.scoring.requests import Request
 from perplab.scoring.rows import Row
+
+PIECE = 2048
+"""Tokens a model with a state reads at a time."""
 
 _NAME = "perplab_segments"
 _tree: ContextVar[SegmentTree] = ContextVar("tree")
@@ -72,12 +77,24 @@ def _padded_batches(requests: Sequence[Request], budget: int) -> Iterator[list[i
 def _padded_states(model: PreTrainedModel, requests: Sequence[Request]) -> Tensor:
     inputs = [torch.from_numpy(request.input_ids.astype(np.int64)) for request in requests]
     padded = nn.utils.rnn.pad_sequence(inputs, batch_first=True).to(model.device)
+    if isinstance(model, DecoderForCausalLM) and not model.config.attends:
+        return _states_in_pieces(model, padded)
     if has_known_parts(model):
         output = model(input_ids=padded, use_cache=False, output_hidden_states=True, logits_to_keep=1)
         states: Tensor = output.hidden_states[-1]
         return states
     logits: Tensor = model(input_ids=padded, use_cache=False).logits
     return logits
+
+
+def _states_in_pieces(model: DecoderForCausalLM, input_ids: Tensor) -> Tensor:
+    """Last hidden states of a model that keeps a state of constant size: beyond them, memory does not grow."""
+    cache, states = None, []
+    for piece in torch.split(input_ids, PIECE, dim=1):
+        output = model(piece, past_key_values=cache, use_cache=True, output_hidden_states=True, logits_to_keep=1)
+        cache = output.past_key_values
+        states.append(output.hidden_states[-1])
+    return torch.cat(states, dim=1)
 
 
 @contextmanager

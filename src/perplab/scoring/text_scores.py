@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from perplab.errors import PerplabError
 from perplab.models import LanguageModel
+from perplab.models.position_limit import position_limit
 from perplab.scoring.conventions import (
     DEFAULT,
     Convention,
@@ -68,7 +69,7 @@ def score(
     chosen = convention_of(convention)
     wanted: tuple[TokenMetric, ...] = tuple(dict.fromkeys(("nll", *metrics)))
     documents = [Document(text, "text", "text")] if isinstance(text, str) else text
-    max_length = max_length_of(language_model)
+    max_length = _max_length(language_model, chosen)
     origin = _origin(language_model, documents, chosen, max_length, wanted)
     if out is not None:
         documents = documents if isinstance(documents, Corpus) else list(documents)
@@ -85,6 +86,13 @@ def score(
     if len(scores.nll) == 0:
         raise PerplabError("there is no token to score", "give a text that is not empty")
     return scores
+
+
+def _max_length(language_model: LanguageModel, convention: Convention) -> int:
+    """Longest window: the model's positions; a model without a limit reads whatever window is asked for."""
+    positions = max_length_of(language_model)
+    unlimited = position_limit(language_model.model.config) is None
+    return max(positions, convention.window or 0) if unlimited else positions
 
 
 def _origin(

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from perplab.errors import PerplabError
+from perplab.training.low_rank.config import LowRankConfig, LowRankMethod
 
 ScheduleName = Literal["constant", "cosine", "wsd", "infinite"]
+MixerName = Literal["softmax", "sliding", "deltanet", "linear", "retnet", "complex", "lstm", "hybrid", "hybrid-global"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,17 @@ class TrainConfig:
     """Normalise queries and keys (the checkpoint is then Qwen3's layout in place of Llama's)."""
     tie_word_embeddings: bool = True
     """Use the embedding matrix as the head."""
+    mixer: MixerName = "softmax"
+    """What moves information between positions, in every layer; `hybrid` has sliding-window attention in every second
+    layer of a DeltaNet, `hybrid-global` softmax attention in two."""
+    mixer_options: dict[str, int | float | bool | str] | None = None
+    """Settings of that mixer (of DeltaNet in a hybrid), by name."""
+    sliding_window: int | None = None
+    """Tokens that sliding-window attention sees, if not a quarter of a row."""
+    position_encoding: Literal["rotary", "learned", "none"] = "rotary"
+    """How attention knows of positions."""
+    ngram_heads: tuple[int, ...] = ()
+    """Orders of the n-gram heads after the first layer."""
     block_size: int = 512
     """Tokens in a row; nothing attends further back."""
     batch_tokens: int = 4_096
@@ -64,6 +77,16 @@ class TrainConfig:
     """Largest norm of the gradient."""
     z_loss: float = 1e-4
     """Weight of the squared log-normaliser."""
+    method: Literal["full"] | LowRankMethod = "full"
+    """What trains in the blocks' linear layers: everything, or few numbers at a time."""
+    rank: int = 16
+    """Trained directions of a layer at a time (all methods but full)."""
+    iteration_steps: int = 200
+    """Steps until directions are chosen anew (relora, galore, sst)."""
+    iteration_warmup: int = 20
+    """Steps over which the learning rate rises again after that (relora, sst)."""
+    iterations_per_round: int | None = None
+    """Iterations until weights are decomposed anew, if not as many as visit each direction about once (sst)."""
     weights: dict[str, float] | None = None
     """Share of the batch for each domain; by default as the tokens fall."""
     precision: Literal["bf16", "float32"] = "bf16"
@@ -92,9 +115,26 @@ class TrainConfig:
                     f"{name} {getattr(self, name)} is not a multiple of block_size {self.block_size}",
                     f"give a multiple, for example {max(1, getattr(self, name) // self.block_size) * self.block_size}",
                 )
+        if self.mixer == "hybrid-global" and (self.num_hidden_layers or self.depth) < 2:
+            raise PerplabError("a hybrid-global decoder of one layer has no place for its attention", "give 2 or more")
         for name in ("warmup", "cooldown", "plateau", "decay", "final"):
             if not 0 <= getattr(self, name) <= 1:
                 raise PerplabError(f"{name} is {getattr(self, name)}", "give a share between 0 and 1")
+        _ = self.low_rank  # refuses what it cannot mean
+
+    @property
+    def low_rank(self) -> LowRankConfig | None:
+        """The settings of the low-rank method; None where all weights train."""
+        if self.method == "full":
+            return None
+        return LowRankConfig(
+            method=self.method,
+            rank=self.rank,
+            iteration_steps=self.iteration_steps,
+            iteration_warmup=self.iteration_warmup,
+            iterations_per_round=self.iterations_per_round,
+            seed=self.seed,
+        )
 
     @property
     def total_steps(self) -> int:

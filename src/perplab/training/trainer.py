@@ -8,8 +8,11 @@ Decisions:
   to the model from outside, and the loop does not know of them.
 - One step is: draw the global batch, take this process's rows, accumulate over micro-batches, clip, step. The loss of a
   step is the mean over all its scored tokens, however they fall on processes and passes.
+- What trains in the linear layers is a method's matter: it replaces them before the run, is told of every step, and
+  gives plain layers back at the end. Full training is the method that does nothing.
 """
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -25,7 +28,8 @@ from perplab.errors import PerplabError
 from perplab.kernels import softmax_gradient
 from perplab.kernels.linear_cross_entropy import IGNORE_INDEX, SoftmaxGradient
 from perplab.models import LanguageModel, Lineage, load
-from perplab.models.decoder import DecoderConfig, DecoderForCausalLM
+from perplab.models.decoder import DecoderForCausalLM
+from perplab.models.decoder_config import DecoderConfig
 from perplab.text import Batch, Corpus, MixtureSampler, PackedBlocks, boundary_tokens, tokenizer_fingerprint
 from perplab.training.checkpoints import RunState, full_weights, load_checkpoint, save_checkpoint
 from perplab.training.compilation import can_compile, compile_model
@@ -34,7 +38,10 @@ from perplab.training.data import Splits, heldout_blocks, tokenizer_of_run, trai
 from perplab.training.distribution import Processes
 from perplab.training.heldout import heldout_bits_per_byte
 from perplab.training.interruption import interruptible
+from perplab.training.low_rank.method import LowRankTraining, apply_low_rank
+from perplab.training.low_rank.replacing import merge_low_rank
 from perplab.training.metrics import MetricsLog
+from perplab.training.optimizer import new_optimizer, trained_parameters
 from perplab.training.presets import decoder_config, peak_learning_rate, vocabulary_size
 from perplab.training.progress import TrainingProgress
 from perplab.training.run_folder import RunFolder
@@ -75,7 +82,7 @@ def train(
     processes = Processes.join()
     folder = RunFolder(Path(out), processes)
     try:
-        _check_rows(config, processes)
+        _check_processes(config, processes)
         with folder.alone():
             splits = Splits.of(corpus, heldout)
             words = tokenizer_of_run(folder.path, tokenizer, splits.train, vocabulary_size(config), processes)
@@ -95,22 +102,29 @@ def train(
         processes.leave()
 
 
-def _check_rows(config: TrainConfig, processes: Processes) -> None:
+def _check_processes(config: TrainConfig, processes: Processes) -> None:
     """Sharded models need every process in every pass, so each must have as many rows as the others."""
     if config.batch_tokens % (config.block_size * processes.number):
         raise PerplabError(
             f"batch_tokens {config.batch_tokens} does not divide into equal rows for {processes.number} processes",
             f"give a multiple of {config.block_size * processes.number}",
         )
+    if config.low_rank is not None and processes.number > 1:
+        raise PerplabError(
+            f"method {config.method} trains in one process, and here are {processes.number}",
+            "start it without torchrun, or use method full",
+        )
 
 
 def _what_decides(config: TrainConfig, splits: Splits, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Everything that a run's result depends on."""
-    return {key: value for key, value in asdict(config).items() if key not in RUN_TIME_ONLY} | {
+    """Everything that a run's result depends on, as it is read back from a file: JSON has no tuples."""
+    settings = {key: value for key, value in asdict(config).items() if key not in RUN_TIME_ONLY} | {
         "train": splits.train.fingerprint,
         "heldout": splits.heldout.fingerprint,
         "tokenizer": tokenizer_fingerprint(tokenizer),
     }
+    read: dict[str, Any] = json.loads(json.dumps(settings))
+    return read
 
 
 class Trainer:
@@ -129,6 +143,8 @@ class Trainer:
         self.folder, self.processes = folder, processes
         shape = decoder_config(config, len(tokenizer), boundary_tokens(tokenizer)[1])
         self.model = new_decoder(shape, config.seed).to(processes.device).train()
+        self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        self.method = training_method(self.model, config)
         processes.shard(self.model)
         self.chunk_step: SoftmaxGradient = softmax_gradient
         if config.compile and can_compile():
@@ -169,13 +185,15 @@ class Trainer:
                 if stop and not last:
                     raise TrainingInterrupted(f"stopped after step {self.step}; the same command continues")
         return {f"heldout_bits_per_byte/{name}": value for name, value in self.heldout.items()} | {
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "parameters": self.parameters,
+            "trained_parameters": trained_parameters(self.optimizer),
             "tokens": config.total_steps * config.batch_tokens,
             "training_seconds": round(self.seconds, 1),
         }
 
     def finished(self) -> DecoderForCausalLM | None:
-        """The model as it is to be saved; None in all processes but the first. All call."""
+        """The model as it is to be saved, and the end of training; None in all processes but the first. All call."""
+        merge_low_rank(self.model)
         weights = full_weights(self.model)
         if not self.processes.first:
             return None
@@ -190,7 +208,7 @@ class Trainer:
             PerplabError: the gradient is not finite.
         """
         config, processes = self.config, self.processes
-        share = self.schedule(self.step)
+        share = self.schedule(self.step) * self.method.rate_factor(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.peak * share
         batch = self.sampler.next_batch(config.batch_tokens // config.block_size)
@@ -210,8 +228,10 @@ class Trainer:
                 f"the gradient is not finite at step {self.step + 1} (loss {loss:.3f})",
                 f"start again in another folder with a learning rate below {self.peak:g}",
             )
+        self.method.before_update(self.step)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.method.after_update(self.step, self.optimizer)
         return {"loss": loss, "learning_rate": self.peak * share, "gradient_norm": float(norm)}
 
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -269,11 +289,8 @@ def new_decoder(shape: DecoderConfig, seed: int) -> DecoderForCausalLM:
     return model
 
 
-def new_optimizer(model: DecoderForCausalLM, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices and leaves norms alone."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        groups, lr=0.0, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, fused=True
-    )
+def training_method(model: DecoderForCausalLM, config: TrainConfig) -> LowRankTraining:
+    """Put the model under the run's method, in place."""
+    if config.low_rank is None:
+        return LowRankTraining()
+    return apply_low_rank(model, config.low_rank, config.total_steps)

@@ -22,6 +22,7 @@ from perplab.compression.fusion.methods import METHODS
 from perplab.compression.fusion.reduction import Watch
 from perplab.errors import PerplabError
 from perplab.models import LanguageModel
+from perplab.models.position_limit import position_limit
 from perplab.text import Corpus, Document
 from perplab.training.distribution import Processes
 from perplab.training.run_folder import RunFolder
@@ -94,7 +95,7 @@ def _windows(
 
 def _length(config: FuseConfig, model: PreTrainedModel) -> int:
     """Tokens a window; the model may have no limit of positions."""
-    most: int | None = getattr(model.config, "max_position_embeddings", None)
+    most = position_limit(model.config)
     if config.length is None:
         return min(_LENGTH, most or _LENGTH)
     if most is not None and config.length > most:

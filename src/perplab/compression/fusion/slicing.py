@@ -23,6 +23,8 @@ from perplab.compression.fusion.config import FuseConfig
 from perplab.compression.fusion.reduction import Figures, Watch, batches_of
 from perplab.errors import PerplabError
 from perplab.models.anatomy import Anatomy, BlockAnatomy, Projection, anatomy
+from perplab.models.decoder import DecoderForCausalLM
+from perplab.models.stock import to_stock
 
 SLICEABLE = ("llama", "mistral", "qwen2", "qwen3", "perplab_decoder")
 _NORM_OF = {
@@ -48,7 +50,8 @@ def slicegpt(
     Raises:
         PerplabError: the family has another layout, or the rate leaves too little width for the heads.
     """
-    if model.config.model_type not in SLICEABLE:
+    own = isinstance(model, DecoderForCausalLM)
+    if model.config.model_type not in SLICEABLE or (own and to_stock(model) is None):
         raise PerplabError(
             f"a {model.config.model_type} model has norms that a rotation does not pass, or is not made narrower here",
             f"use one of {', '.join(SLICEABLE)}, or a method that removes blocks",

@@ -10,6 +10,7 @@ import torch
 
 from perplab.errors import PerplabError
 from perplab.models import LanguageModel
+from perplab.models.position_limit import position_limit
 from perplab.text import boundary_tokens, text_encoder
 
 _BATCH_TOKENS = 4_096
@@ -34,7 +35,7 @@ def answers(language_model: LanguageModel, prompts: Sequence[str], max_new_token
     encoded = text_encoder(tokenizer).encode_batch(list(prompts), add_special_tokens=False)
     ids = [[begin, *encoding.ids] for encoding in encoded]
     longest = max(map(len, ids), default=0) + max_new_tokens
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = position_limit(model.config)
     if limit is not None and longest > limit:
         raise PerplabError(
             f"a prompt with its answer takes {longest} tokens and the model has {limit} positions",
