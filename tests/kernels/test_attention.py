@@ -3,9 +3,20 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from perplab.kernels import packed_attention, packed_attention_reference
-from perplab.kernels.attention import QUERY_BLOCK, _cpu_attention, _cpu_attention_backward
+from perplab.errors import PerplabError
+from perplab.kernels import causal_attention, packed_attention, packed_attention_reference
+from perplab.kernels.attention import _cpu_attention, _cpu_attention_backward
+from perplab.kernels.blocked_attention import query_block
 
+QUERY_BLOCK = query_block(torch.float64)
+OPTIONS = [
+    {},
+    {"scale": 0.7},
+    {"sliding_window": 1},
+    {"sliding_window": 5},
+    {"soft_cap": 2.0},
+    {"soft_cap": 2.0, "sliding_window": 9, "scale": 0.3},
+]
 LENGTHS = [1, QUERY_BLOCK - 1, QUERY_BLOCK, QUERY_BLOCK + 1, 2 * QUERY_BLOCK + 7]
 
 
@@ -13,7 +24,8 @@ LENGTHS = [1, QUERY_BLOCK - 1, QUERY_BLOCK, QUERY_BLOCK + 1, 2 * QUERY_BLOCK + 7
 def path(request, monkeypatch):
     """Every test holds on either path, whatever the dtype, and on the one that is chosen."""
     if request.param != "chosen":
-        monkeypatch.setattr("perplab.kernels.attention._is_blocked", lambda query: request.param == "blocked")
+        lengths = range(10**6 if request.param == "blocked" else 0)
+        monkeypatch.setattr("perplab.kernels.attention.blocked_lengths", lambda dtype, needs_gradient: lengths)
 
 
 def positions(*rows):
@@ -29,16 +41,16 @@ def states(batch, heads, key_value_heads, length, head_dim=8, dtype=torch.float6
     ]
 
 
-def output_and_gradients(attention, inputs, position_ids):
+def output_and_gradients(attention, inputs, position_ids, **options):
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
-    output = attention(*leaves, position_ids)
+    output = attention(*leaves, position_ids, **options)
     upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     return [output, *torch.autograd.grad(output, leaves, upstream.to(output.dtype))]
 
 
-def assert_like_reference(inputs, position_ids, **tolerance):
+def assert_like_reference(inputs, position_ids, options=None, **tolerance):
     ours, reference = (
-        output_and_gradients(attention, inputs, position_ids)
+        output_and_gradients(attention, inputs, position_ids, **(options or {}))
         for attention in (packed_attention, packed_attention_reference)
     )
     for mine, theirs in zip(ours, reference, strict=True):
@@ -68,10 +80,31 @@ def _cut(pieces, length):
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(layouts, st.sampled_from([1, 2, 4]))
-def test_any_layout_of_documents_agrees_with_the_reference(rows, groups):
+@given(layouts, st.sampled_from([1, 2, 4]), st.sampled_from(OPTIONS))
+def test_any_layout_of_documents_agrees_with_the_reference(rows, groups, options):
     position_ids = positions(*rows)
-    assert_like_reference(states(len(rows), 4, 4 // groups, position_ids.shape[1]), position_ids, rtol=0, atol=1e-12)
+    inputs = states(len(rows), 4, 4 // groups, position_ids.shape[1])
+    assert_like_reference(inputs, position_ids, options, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_options_hold_around_the_query_block(length, options):
+    assert_like_reference(states(1, 2, 1, length), positions([length]), options, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [QUERY_BLOCK - 1, QUERY_BLOCK, QUERY_BLOCK + 1, 3 * QUERY_BLOCK, 1000])
+def test_windows_around_the_query_block_agree_with_the_reference(window):
+    inputs = states(1, 2, 2, 3 * QUERY_BLOCK + 5)
+    options = {"sliding_window": window}
+    assert_like_reference(inputs, positions([3 * QUERY_BLOCK + 5]), options, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("head_dim", [8, 17, 64, 256])
+def test_head_sizes_agree_with_the_reference(head_dim):
+    inputs = states(1, 2, 1, 90, head_dim)
+    assert_like_reference(inputs, positions([90]), rtol=0, atol=1e-12)
+    assert_like_reference(inputs, positions([90]), {"sliding_window": 20}, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -82,7 +115,7 @@ def test_lengths_around_the_query_block_agree_with_the_reference(length, groups)
 
 @pytest.mark.parametrize("scores", [1, QUERY_BLOCK * 300])
 def test_heads_taken_a_few_at_a_time_agree_with_the_reference(monkeypatch, scores):
-    monkeypatch.setattr("perplab.kernels.attention.CACHED_SCORES", scores)
+    monkeypatch.setattr("perplab.kernels.blocked_attention.CACHED_BYTES", 8 * scores)
     assert_like_reference(states(2, 4, 2, 270), positions([270], [130, 140]), rtol=0, atol=1e-12)
 
 
@@ -100,6 +133,61 @@ def test_bfloat16_is_little_further_from_the_truth_than_the_reference_in_bfloat1
     for mine, theirs, true in zip(ours, reference, truth, strict=True):
         assert mine.dtype == torch.bfloat16
         assert (mine - true).norm() <= 1.25 * (theirs - true).norm()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_float16_is_the_float32_result_rounded(options):
+    inputs, position_ids = states(1, 2, 1, 60, dtype=torch.float16), positions([25, 35])
+    ours = output_and_gradients(packed_attention, inputs, position_ids, **options)
+    wide = output_and_gradients(packed_attention, [tensor.float() for tensor in inputs], position_ids, **options)
+    for mine, exact in zip(ours, wide, strict=True):
+        assert mine.dtype == torch.float16
+        torch.testing.assert_close(mine.float(), exact, rtol=2e-3, atol=2e-3)
+
+
+def test_attention_without_gradient_is_the_same():
+    inputs, position_ids = states(1, 2, 2, 200, dtype=torch.bfloat16), positions([200])
+    leaves = [tensor.requires_grad_() for tensor in inputs]
+    with_gradient = packed_attention(*leaves, position_ids)
+    with torch.no_grad():
+        without, causal = packed_attention(*leaves, position_ids), causal_attention(*leaves)
+    torch.testing.assert_close(without, causal, rtol=0, atol=0)
+    torch.testing.assert_close(with_gradient, without, rtol=0.02, atol=0.02)
+
+
+def test_large_scores_stay_finite():
+    query, key, value = states(1, 1, 1, 100)
+    for tensor in output_and_gradients(packed_attention, (100 * query, 100 * key, value), positions([100])):
+        assert tensor.isfinite().all()
+
+
+def test_views_that_are_not_contiguous_give_the_same():
+    inputs = [tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in states(2, 4, 2, 70)]
+    assert not inputs[0].is_contiguous()
+    assert_like_reference(inputs, positions([70], [30, 40]), rtol=0, atol=1e-12)
+
+
+def test_rows_without_tokens_give_rows_without_tokens():
+    empty = torch.zeros(2, 2, 0, 8)
+    assert packed_attention(empty, empty, empty, torch.zeros(2, 0, dtype=torch.long)).shape == (2, 2, 0, 8)
+
+
+def test_heads_that_do_not_divide_are_refused():
+    query, key, value = states(1, 4, 3, 5)
+    with pytest.raises(PerplabError, match="4 query heads cannot share 3"):
+        packed_attention(query, key, value, positions([5]))
+
+
+def test_heads_of_different_sizes_are_refused():
+    query, key, value = states(1, 2, 2, 5)
+    with pytest.raises(PerplabError, match="one head size"):
+        packed_attention(query, key[..., :4], value[..., :4], positions([5]))
+
+
+@pytest.mark.parametrize("option", [{"sliding_window": 0}, {"soft_cap": 0.0}, {"soft_cap": -1.0}])
+def test_windows_and_caps_that_mean_nothing_are_refused(option):
+    with pytest.raises(PerplabError):
+        packed_attention(*states(1, 2, 2, 5), positions([5]), **option)
 
 
 def test_documents_do_not_see_each_other():
@@ -139,10 +227,11 @@ def test_equal_keys_give_the_running_mean_of_the_values():
     torch.testing.assert_close(packed_attention(query, torch.zeros_like(key), value, positions([200])), mean)
 
 
-def test_gradient_is_the_derivative():
-    inputs = [tensor.requires_grad_() for tensor in states(2, 2, 1, 9, head_dim=4)]
-    position_ids = positions([9], [4, 5])
-    assert torch.autograd.gradcheck(lambda *tensors: packed_attention(*tensors, position_ids), inputs)
+@pytest.mark.parametrize("options", [{}, OPTIONS[-1]], ids=str)
+def test_gradient_is_the_derivative(options):
+    inputs = [tensor.requires_grad_() for tensor in states(2, 2, 1, 5, head_dim=3)]
+    position_ids = positions([5], [2, 3])
+    assert torch.autograd.gradcheck(lambda *tensors: packed_attention(*tensors, position_ids, **options), inputs)
 
 
 def test_position_ids_are_left_as_they_were():
@@ -151,14 +240,17 @@ def test_position_ids_are_left_as_they_were():
     assert torch.equal(position_ids, torch.arange(3, 9)[None])
 
 
-def test_operators_keep_the_contract_of_torch():
+@pytest.mark.parametrize("scoring", [(0.3, None, None), (0.3, 3, 2.0)])
+def test_operators_keep_the_contract_of_torch(scoring):
     position_ids = positions([9], [4, 5])
     inputs = states(2, 2, 2, 9)
-    torch.library.opcheck(_cpu_attention, (*inputs, position_ids))
-    torch.library.opcheck(_cpu_attention, (*(tensor.requires_grad_() for tensor in inputs), position_ids))
+    torch.library.opcheck(_cpu_attention, (*inputs, position_ids, *scoring, False))
+    leaves = [tensor.requires_grad_() for tensor in inputs]
+    torch.library.opcheck(_cpu_attention, (*leaves, position_ids, *scoring, True))
     inputs = [tensor.detach() for tensor in inputs]
-    output, logsumexp = _cpu_attention(*inputs, position_ids)
-    torch.library.opcheck(_cpu_attention_backward, (torch.ones_like(output), *inputs, output, logsumexp, position_ids))
+    output, logsumexp = _cpu_attention(*inputs, position_ids, *scoring, True)
+    saved = (output, logsumexp, position_ids, *scoring)
+    torch.library.opcheck(_cpu_attention_backward, (torch.ones_like(output), *inputs, *saved))
 
 
 def test_transposed_inputs_under_compilation_give_the_same_output_and_gradients():

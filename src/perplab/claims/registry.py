@@ -11,6 +11,11 @@ _NAMES = (
     "quantization_evaluation",
     "fusegpt",
     "inference_time_dynamic_prompting",
+    "flash_attention",
+    "deltanet",
+    "complexformer",
+    "in_context_language_learning",
+    "sparse_spectral_training",
 )
 
 

@@ -51,19 +51,19 @@ def train_on(
     for step, (inputs, targets) in enumerate(islice(batches, steps)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * schedule(step)
-        loss = _mean_loss(model, torch.from_numpy(inputs), torch.from_numpy(targets))
+        loss = _mean_loss(model, *(torch.from_numpy(part).to(model.device) for part in (inputs, targets)))
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     model.eval()
     return losses
 
 
 def _mean_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:
     if isinstance(model, DecoderForCausalLM):
-        position_ids = torch.arange(input_ids.shape[1]).expand(len(input_ids), -1)
+        position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand(len(input_ids), -1)
         return model.token_losses(input_ids, position_ids, labels).loss / (labels != IGNORED_LABEL).sum()
     logits = model(input_ids, use_cache=False).logits
     return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL)

@@ -5,6 +5,9 @@ gradient. One function a kernel dispatches on the device.
 """
 
 from perplab.kernels.attention import causal_attention, packed_attention, packed_attention_reference
+from perplab.kernels.attention_io import AttentionCost, attention_io
+from perplab.kernels.block_layout import BlockLayout
+from perplab.kernels.block_sparse import block_sparse_attention, block_sparse_attention_reference
 from perplab.kernels.delta_rule import delta_rule, delta_rule_attention_matrix, delta_rule_reference
 from perplab.kernels.linear_attention import linear_attention, linear_attention_reference
 from perplab.kernels.linear_cross_entropy import (
@@ -18,9 +21,14 @@ from perplab.kernels.segment_attention import Segment, SegmentTree, segment_atte
 from perplab.kernels.tiled_attention import merge_attention, tiled_attention
 
 __all__ = [
+    "AttentionCost",
+    "BlockLayout",
     "LinearCrossEntropy",
     "Segment",
     "SegmentTree",
+    "attention_io",
+    "block_sparse_attention",
+    "block_sparse_attention_reference",
     "causal_attention",
     "delta_rule",
     "delta_rule_attention_matrix",

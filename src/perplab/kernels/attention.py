@@ -4,9 +4,10 @@ Decisions:
 - `position_ids` say where documents begin: a position of 0 opens one, and a query sees the keys from the last 0 up to
   itself. That is the convention packed batches already follow, so no second description of the layout travels along.
 - On CPU nothing is computed across a document border. A document takes the blocks of `blocked_attention.py` where they
-  are faster than torch's flash kernel, which serves the rest: up to 1,024 tokens, and in bfloat16 without a gradient
-  up to 4,096. `benchmarks/attention.py` measures both. A sliding window shorter than the document and a soft cap are
-  not among what the flash kernel knows, and take the blocks always.
+  are faster than torch's flash kernel, which serves the rest: see `blocked_lengths`. In float32 the flash kernel runs
+  at three quarters of the speed of matrix products from 2,048 tokens on, which leaves no room.
+  `benchmarks/attention.py` measures both. The flash kernel knows no sliding window and no soft cap: where one matters,
+  the blocks serve.
 - Either way memory is linear in length: scores are computed again in the backward pass.
 - float16 is computed in float32 on CPU, whose matrix products have no fast path for it.
 - On CUDA the kernels of `triton_attention.py` serve what they fit, and one masked call of scaled dot-product attention
@@ -24,12 +25,6 @@ from torch import Tensor
 from perplab.errors import PerplabError
 from perplab.kernels.blocked_attention import Scoring, blocked_backward, blocked_forward, wide
 from perplab.kernels.key_value_heads import shared_out
-
-LONGEST_BLOCKED = 1024
-"""Documents up to this length take the blocked path."""
-
-LONGEST_BLOCKED_FORWARD = 4096
-"""The same in bfloat16 where no gradient is asked for."""
 
 
 def packed_attention_reference(
@@ -116,7 +111,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float 
     if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
     if _is_blocked(query, scoring, needs_gradient=False):
-        return blocked_forward(query, key, value, scoring)
+        return blocked_forward(query, key, value, scoring=scoring)
     output: Tensor = _flash_forward(query, key, value, 0.0, True, scale=scoring.scale)[0]
     return output
 
@@ -161,7 +156,7 @@ def _cpu_attention(
     for rows, columns in _documents(position_ids):
         inputs = [states[rows, :, columns] for states in (query, key, value)]
         if _is_blocked(inputs[0], scoring, needs_gradient):
-            output[rows, :, columns] = blocked_forward(*inputs, scoring)
+            output[rows, :, columns] = blocked_forward(*inputs, scoring=scoring)
         else:
             output[rows, :, columns], logsumexp[rows, :, columns] = _flash_forward(*inputs, 0.0, True, scale=scale)
     return output, logsumexp
@@ -181,11 +176,13 @@ def _cpu_attention_backward(
     soft_cap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     scoring = Scoring(scale, sliding_window, soft_cap)
-    grads = _gradients_like(grad_output, query, key, value, output, logsumexp, position_ids, *scoring)
+    grads: tuple[Tensor, Tensor, Tensor] = _gradients_like(
+        grad_output, query, key, value, output, logsumexp, position_ids, *scoring
+    )
     for rows, columns in _documents(position_ids):
         inputs = [states[rows, :, columns] for states in (grad_output, query, key, value)]
         if _is_blocked(inputs[1], scoring, needs_gradient=True):
-            pieces = blocked_backward(*inputs, scoring)
+            pieces = blocked_backward(*inputs, scoring=scoring)
         else:
             saved = (states[rows, :, columns] for states in (output, logsumexp))
             pieces = _flash_backward(*inputs, *saved, 0.0, True, scale=scale)
@@ -198,14 +195,19 @@ _flash_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
+def blocked_lengths(dtype: torch.dtype, needs_gradient: bool) -> range:
+    """Lengths of documents at which the blocks are faster than torch's flash kernel, as measured on an AMD EPYC."""
+    if dtype != torch.bfloat16:
+        return range(256, 513)
+    return range(1, 1025) if needs_gradient else range(1, 4097)
+
+
 def _is_blocked(query: Tensor, scoring: Scoring, needs_gradient: bool) -> bool:
     """Whether a document, (rows, heads, length, head_dim), takes the blocked path."""
     length = query.shape[2]
     if scoring.soft_cap is not None or (scoring.sliding_window is not None and scoring.sliding_window < length):
         return True
-    if query.dtype == torch.bfloat16 and not needs_gradient:
-        return length <= LONGEST_BLOCKED_FORWARD
-    return length <= LONGEST_BLOCKED
+    return length in blocked_lengths(query.dtype, needs_gradient)
 
 
 def _documents(position_ids: Tensor) -> list[tuple[slice, slice]]:

@@ -9,7 +9,7 @@ Decisions:
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -80,10 +80,10 @@ class BlockLayout:
         """The blocks in which a (length, length) or (heads, length, length) mask shows anything."""
         mask = mask[None] if mask.ndim == 2 else mask
         length = mask.shape[-1]
-        short = _blocks(length, block) * block - length
+        blocks = _blocks(length, block)
+        short = blocks * block - length
         padded = torch.nn.functional.pad(mask, (0, short, 0, short))
-        pieces = padded.unflatten(2, (-1, block)).unflatten(1, (-1, block))  # heads, blocks, rows, blocks, columns
-        return cls(pieces.any(dim=4).any(dim=2), block, length)
+        return cls(padded.view(-1, blocks, block, blocks, block).any(dim=4).any(dim=2), block, length)
 
     def __and__(self, other: "BlockLayout") -> "BlockLayout":
         self._check_alike(other)
@@ -106,22 +106,23 @@ class BlockLayout:
         dense = dense[:, : self.length, : self.length]
         return dense.tril() if causal else dense
 
-    def to_block_mask(self, *, causal: bool = False) -> "BlockMask":
+    def to_block_mask(self, *, causal: bool = False, device: torch.device | str = "cpu") -> "BlockMask":
         """The same for torch's `flex_attention`."""
         from torch.nn.attention.flex_attention import BlockMask
 
-        kept = self.kept.tril() if causal else self.kept
+        kept = (self.kept.tril() if causal else self.kept).to(device)
         order = torch.argsort(kept.to(torch.int8), dim=-1, descending=True, stable=True).to(torch.int32)
-        counts = kept.sum(dim=-1, dtype=torch.int32)
 
-        def see(batch: Any, head: Any, query: Tensor, key: Tensor) -> Tensor:
-            return query >= key if causal else query >= 0
+        def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            """Holds the layout too, because flex_attention that is not compiled looks at nothing else."""
+            seen = kept[head % len(kept), query // self.block, key // self.block]
+            return seen & (query >= key) if causal else seen
 
         return BlockMask.from_kv_blocks(
-            counts[None],
+            kept.sum(dim=-1, dtype=torch.int32)[None],
             order[None],
             BLOCK_SIZE=self.block,
-            mask_mod=see,
+            mask_mod=sees,
             seq_lengths=(self.length, self.length),
         )
 

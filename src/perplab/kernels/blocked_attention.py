@@ -41,7 +41,7 @@ def query_block(dtype: torch.dtype) -> int:
     return 256 if dtype == torch.bfloat16 else 64
 
 
-def blocked_forward(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+def blocked_forward(query: Tensor, key: Tensor, value: Tensor, *, scoring: Scoring) -> Tensor:
     """Causal attention, every argument (documents, heads, length, head_dim)."""
     queries, keys, values = (states.flatten(0, 1).contiguous() for states in (query, key, value))
     mixed = torch.empty_like(queries)
@@ -52,7 +52,7 @@ def blocked_forward(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring)
 
 
 def blocked_backward(
-    grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
+    grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, *, scoring: Scoring
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `blocked_forward` for query, key and value; those of keys and values are float32 or wider."""
     grad_mixed, queries, keys, values = (

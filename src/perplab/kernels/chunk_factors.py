@@ -30,10 +30,13 @@ def chunk_factors(decay: Tensor | None, opens: Tensor | None, causal: Tensor) ->
         opens: (n, c) booleans, true where a token opens a document, or None.
         causal: (c, c) lower triangle of ones, in the dtype of the factors.
     """
-    if decay is None and opens is None:
+    if decay is not None:
+        total = decay.to(causal.dtype).cumsum(dim=-1)
+    elif opens is not None:
+        total = causal.new_zeros(opens.shape)
+    else:
         return ChunkFactors(causal, None, None, None)
     visible = causal.bool()
-    total = causal.new_zeros(opens.shape) if decay is None else decay.to(causal.dtype).cumsum(dim=-1)  # type: ignore[union-attr]
     into, out, across = total, total[:, -1:] - total, total[:, -1:]
     if opens is not None:
         document = opens.cumsum(dim=-1)

@@ -64,8 +64,9 @@ def scan_block(block: Block, inverse: Tensor | None, state: Tensor) -> tuple[Ten
     _, into, out, across = block.factors
     read_key, written_key = _scaled(block.key, into), _scaled(block.key, out)
     before = block.key.new_empty(len(block.key), *state.shape[1:])
-    updates = block.value if inverse is None else torch.empty_like(block.value)
-    writer = None if inverse is None else _scaled(inverse, block.beta.mT)
+    updates, writer = block.value, None
+    if inverse is not None and block.beta is not None:
+        updates, writer = torch.empty_like(block.value), _scaled(inverse, block.beta.mT)
     for found, read, written, value, update, kept, solve in block.steps(
         before, read_key, written_key.mT, block.value, updates, across, writer
     ):
@@ -96,7 +97,7 @@ def block_gradients(
     read_key, written_key = _scaled(key, into), _scaled(key, out)
     scores = _scores(block)
     updates, solver = value, None
-    if beta is not None:
+    if beta is not None and inverse is not None:
         solver = inverse.mT
         missing = torch.baddbmm(value, read_key, before, alpha=-1)
         updates = torch.bmm(inverse, _scaled(missing, beta))
@@ -121,24 +122,24 @@ def block_gradients(
     key_writing = _scaled(torch.bmm(updates, grad_after.mT), out)
     grad_query = torch.baddbmm(query_reading, grad_scores, key)
     grad_key = torch.baddbmm(key_writing, grad_scores.mT, query)
-    if beta is None:
-        grads = [grad_query, grad_key, grad_updates]
-    else:
+    grads = [grad_query, grad_key, grad_updates]
+    if block.has_decay and across is not None:
+        by_pair, by_read = _product(grad_pairs, scores), _product(query_reading, query).sum(dim=-1)
+        by_write = _product(key_writing, key).sum(dim=-1)
+        by_passing = (_product(grad_after, before) * across).sum(dim=(1, 2))
+    if beta is not None:
         grad_value = _scaled(grad_solved, beta)
         key_reading = _scaled(torch.bmm(grad_value, before.mT), into)
         products = torch.bmm(key, key.mT)
         grad_system = _scaled(torch.bmm(grad_solved, updates.mT), pairs).tril_(-1).neg_()
-        grad_beta = (grad_solved * missing).sum(dim=-1) + (grad_system * products).sum(dim=-1)
         grad_products = _scaled(grad_system, beta)
+        grad_beta = (grad_solved * missing).sum(dim=-1) + (grad_system * products).sum(dim=-1)
         grad_key = torch.baddbmm(grad_key.sub_(key_reading), grad_products + grad_products.mT, key)
         grads = [grad_query, grad_key, grad_value, grad_beta]
-    if block.has_decay:
-        by_pair, by_read = _product(grad_pairs, scores), _product(query_reading, query).sum(dim=-1)
-        if beta is not None:
+        if block.has_decay:
             by_pair += _product(grad_products, products)
             by_read -= _product(key_reading, key).sum(dim=-1)
-        by_write = _product(key_writing, key).sum(dim=-1)
-        by_passing = (_product(grad_after, before) * across).sum(dim=(1, 2))
+    if block.has_decay:
         grads.append(decay_gradient(by_pair, by_read, by_write, by_passing))
     return grads, grad_state
 

@@ -41,7 +41,7 @@ class Block(NamedTuple):
     def steps(self, *tensors: Tensor | None) -> list[tuple[Any, ...]]:
         """The parts of tensors (n, ...) that belong to each chunk, in order; None stays None."""
         chunks = len(self.query) // self.sequences
-        parts = (repeat(None, chunks) if tensor is None else tensor.split(self.sequences) for tensor in tensors)
+        parts = (repeat(None, chunks) if tensor is None else torch.split(tensor, self.sequences) for tensor in tensors)
         return [*zip(*parts, strict=True)]
 
 
@@ -63,29 +63,40 @@ def block_places(states: Tensor, chunk_size: int) -> list[tuple[slice, slice]]:
     return [(slice(a, b), slice(a * chunk_size, min(b * chunk_size, length))) for a, b in ends]
 
 
-def cut_block(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    beta: Tensor | None,
-    decay: Tensor | None,
-    position_ids: Tensor | None,
-    tokens: slice,
-    chunk_size: int,
-) -> Block:
-    """The block of some tokens. Arguments as for `chunkwise_state`, of rows that are worked on together."""
-    opens = None if position_ids is None else (position_ids[:, None, tokens] == 0).expand(-1, query.shape[1], -1)
-    q, k, v, b, d = (
-        None if states is None else to_chunks(states[:, :, tokens], chunk_size)
-        for states in (query, key, value, beta, decay)
-    )
-    borders = to_chunks(opens, chunk_size) if opens is not None and opens.any() else None
-    wide = torch.promote_types(query.dtype, torch.float32)
-    causal = torch.ones(chunk_size, chunk_size, dtype=wide, device=query.device).tril()
-    sequences = query.shape[0] * query.shape[1]
-    return Block(
-        sequences, decay is not None, q, k, v, None if b is None else b[..., None], chunk_factors(d, borders, causal)
-    )
+class Sequences(NamedTuple):
+    """The inputs of `chunkwise_state`."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    beta: Tensor | None
+    decay: Tensor | None
+    position_ids: Tensor | None
+
+    def rows(self, rows: slice) -> "Sequences":
+        """Some rows."""
+        return Sequences(*(None if given is None else given[rows] for given in self))  # type: ignore[arg-type]
+
+    def block(self, tokens: slice, chunk_size: int) -> Block:
+        """The chunks of some tokens of all rows."""
+        opens = None if self.position_ids is None else self.position_ids[:, None, tokens] == 0
+        borders = None
+        if opens is not None and opens.any():
+            borders = to_chunks(opens.expand(-1, self.query.shape[1], -1), chunk_size)
+        beta, decay = (
+            None if given is None else to_chunks(given[:, :, tokens], chunk_size) for given in (self.beta, self.decay)
+        )
+        wide = torch.promote_types(self.query.dtype, torch.float32)
+        causal = torch.ones(chunk_size, chunk_size, dtype=wide, device=self.query.device).tril()
+        return Block(
+            self.query.shape[0] * self.query.shape[1],
+            decay is not None,
+            to_chunks(self.query[:, :, tokens], chunk_size),
+            to_chunks(self.key[:, :, tokens], chunk_size),
+            to_chunks(self.value[:, :, tokens], chunk_size),
+            None if beta is None else beta[..., None],
+            chunk_factors(decay, borders, causal),
+        )
 
 
 def to_chunks(states: Tensor, chunk_size: int) -> Tensor:
@@ -93,13 +104,13 @@ def to_chunks(states: Tensor, chunk_size: int) -> Tensor:
     missing = -states.shape[2] % chunk_size
     if missing:
         states = F.pad(states, [0, 0] * (states.ndim - 3) + [0, missing])
-    return states.unflatten(2, (-1, chunk_size)).movedim(2, 0).flatten(0, 2).contiguous()
+    return states.view(*states.shape[:2], -1, chunk_size, *states.shape[3:]).movedim(2, 0).flatten(0, 2).contiguous()
 
 
 def from_chunks(chunked: Tensor, like: Tensor) -> Tensor:
     """Lay chunks out as (rows, heads, length, ...), the first three axes of `like`."""
     rows, heads, length = like.shape[:3]
-    return chunked.unflatten(0, (-1, rows, heads)).movedim(0, 2).flatten(2, 3)[:, :, :length]
+    return chunked.view(-1, rows, heads, *chunked.shape[1:]).movedim(0, 2).flatten(2, 3)[:, :, :length]
 
 
 def _at_once(states: Tensor) -> int:

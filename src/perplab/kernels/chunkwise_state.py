@@ -4,9 +4,11 @@ Decisions:
 - The mathematics of a block of chunks is in `chunk_scan`; here blocks follow each other, and autograd is told.
 - The backward pass keeps the state before each chunk and the inverse of each chunk's system, about as much memory as
   the inputs, and computes scores and corrections again.
+- On CUDA what needs no gradient takes a Triton kernel where Triton is installed.
 - The operator is opaque to `torch.compile`: the scan is a loop in Python, and cutting at borders depends on the data.
 """
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from perplab.errors import PerplabError
 from perplab.kernels.chunk_scan import block_gradients, block_inverse, scan_block
-from perplab.kernels.chunks import block_places, cut_block, from_chunks, row_groups, to_chunks
+from perplab.kernels.chunks import Sequences, block_places, from_chunks, row_groups, to_chunks
 
 SMALLEST_CHUNK = 16
 """Shorter sequences are filled up to it."""
@@ -56,6 +58,11 @@ def chunkwise_state(
         chunk_size = min(fastest, max(SMALLEST_CHUNK, 1 << (query.shape[2] - 1).bit_length()))
     inputs = (query.to(dtype), key.to(dtype), value.to(dtype), beta, decay)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*inputs, state))
+    if query.device.type == "cuda" and not keep and dtype != torch.float64 and find_spec("triton"):
+        from perplab.kernels.triton_delta_rule import triton_chunkwise_state
+
+        output, final_state = triton_chunkwise_state(*inputs, position_ids, state, scale)
+        return output.to(value.dtype), final_state
     output, final_state, _, _ = _chunkwise_state(*inputs, position_ids, state, scale, chunk_size, keep)
     return output.to(value.dtype), final_state
 
@@ -122,22 +129,21 @@ def _chunkwise_state(
     """Output, final state, and with `keep` the states before each chunk and the inverses of the chunks' systems."""
     outputs = _outputs_like(query, key, value, beta, decay, position_ids, initial_state, scale, chunk_size, keep)
     output, final_state, states, inverses = outputs
+    sequences = Sequences(query, key, value, beta, decay, position_ids)
     with torch.autocast(query.device.type, enabled=False):  # dtypes are chosen here
-        for rows, sequences in row_groups(query):
-            inputs = [
-                None if given is None else given[rows] for given in (query, key, value, beta, decay, position_ids)
-            ]
+        for rows, heads in row_groups(query):
+            inputs = sequences.rows(rows)
             state = initial_state[rows].flatten(0, 1)
             for chunks, tokens in block_places(query[rows], chunk_size):
-                block = cut_block(*inputs, tokens, chunk_size)
+                block = inputs.block(tokens, chunk_size)
                 inverse = block_inverse(block)
                 read, before, state = scan_block(block, inverse, state)
                 place = output[rows, :, tokens]
                 torch.mul(from_chunks(read, place), scale, out=place)
                 if keep:
-                    states[chunks, sequences] = before.unflatten(0, (-1, block.sequences))
+                    states[chunks, heads] = before.view_as(states[chunks, heads])
                 if keep and inverse is not None:
-                    inverses[chunks, sequences] = inverse.unflatten(0, (-1, block.sequences))
+                    inverses[chunks, heads] = inverse.view_as(inverses[chunks, heads])
             final_state[rows] = state.view_as(final_state[rows])
     return outputs
 
@@ -160,16 +166,15 @@ def _chunkwise_state_backward(
     """Gradients of query, key, value, of beta and decay where they are there, and of the initial state."""
     given = [inputs for inputs in (query, key, value, beta, decay) if inputs is not None]
     grads, grad_initial_state = [torch.empty_like(inputs) for inputs in given], torch.empty_like(grad_final_state)
+    sequences = Sequences(query, key, value, beta, decay, position_ids)
     with torch.autocast(query.device.type, enabled=False):  # dtypes are chosen here
-        for rows, sequences in row_groups(query):
-            inputs = [
-                None if given is None else given[rows] for given in (query, key, value, beta, decay, position_ids)
-            ]
+        for rows, heads in row_groups(query):
+            inputs = sequences.rows(rows)
             grad_state = grad_final_state[rows].flatten(0, 1)
             for chunks, tokens in reversed(block_places(query[rows], chunk_size)):
-                block = cut_block(*inputs, tokens, chunk_size)
-                before = states[chunks, sequences].flatten(0, 1)
-                inverse = None if beta is None else inverses[chunks, sequences].flatten(0, 1)
+                block = inputs.block(tokens, chunk_size)
+                before = states[chunks, heads].flatten(0, 1)
+                inverse = None if beta is None else inverses[chunks, heads].flatten(0, 1)
                 grad_read = to_chunks(grad_output[rows, :, tokens] * scale, chunk_size)
                 pieces, grad_state = block_gradients(block, before, inverse, grad_read, grad_state)
                 for grad, piece in zip(grads, pieces, strict=True):
@@ -223,19 +228,19 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     *tensors, _, scale, chunk_size, _ = inputs
     ctx.save_for_backward(*tensors, *output[2:])
     ctx.constants = scale, chunk_size
-    ctx.set_materialize_grads(False)
-    ctx.shapes = output[0].shape, output[1].shape, output[1].dtype
+    ctx.final_state = output[1].shape, output[1].dtype
+    ctx.set_materialize_grads(False)  # zeros for what was kept would be as large as it
 
 
 def _backward(
     ctx: Any, grad_output: Tensor | None, grad_final_state: Tensor | None, *_: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    query, _, value, beta, decay = ctx.saved_tensors[:5]
-    _, state_shape, state_dtype = ctx.shapes
+    _, _, value, beta, decay = ctx.saved_tensors[:5]
     if grad_output is None:
         grad_output = torch.zeros_like(value)
     if grad_final_state is None:
-        grad_final_state = query.new_zeros(state_shape, dtype=state_dtype)
+        shape, dtype = ctx.final_state
+        grad_final_state = value.new_zeros(shape, dtype=dtype)
     grads = iter(_chunkwise_state_backward(grad_output, grad_final_state, *ctx.saved_tensors, *ctx.constants))
     places = (True, True, True, beta is not None, decay is not None, False, True)
     return *(next(grads) if filled else None for filled in places), None, None, None

@@ -74,10 +74,12 @@ def ngram_average_reference(hidden_states: Tensor, matches: Tensor) -> Tensor:
         matches: (batch, queries, length), as `ngram_matches` gives them.
 
     Returns:
-        (batch, queries, width), zeros where nothing matches.
+        (batch, queries, width), zeros where nothing matches; in the dtype of `hidden_states`.
     """
-    weights = matches.to(hidden_states.dtype)
-    return (weights / weights.sum(dim=-1, keepdim=True).clamp(min=1)) @ hidden_states
+    wide = torch.promote_types(hidden_states.dtype, torch.float32)  # bfloat16 cannot count beyond 256
+    weights = matches.to(wide)
+    means = (weights / weights.sum(dim=-1, keepdim=True).clamp(min=1)) @ hidden_states.to(wide)
+    return means.to(hidden_states.dtype)
 
 
 def ngram_occurrences(

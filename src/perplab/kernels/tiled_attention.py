@@ -131,7 +131,7 @@ class _TiledAttention(torch.autograd.Function):
         return output.to(query.dtype), logsumexp
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         query, key, value, output, logsumexp = ctx.saved_tensors
         tiling: _Tiling = ctx.tiling
         queries, keys, values, upstream = (_widened(states) for states in (query, key, value, grad_output))

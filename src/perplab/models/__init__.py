@@ -1,7 +1,8 @@
 """What reads text: causal language models, where their parts are, and how they came to be.
 
 `load` opens any causal LM by folder, hub id or `pocket`; `LanguageModel` keeps model, tokenizer and lineage together;
-`perplab.models.anatomy` finds the parts of thirteen families; the decoder is what this package trains.
+`perplab.models.anatomy` finds the parts of thirteen families; the decoder is what this package trains, with a token mixer
+of `perplab.models.mixers` in each layer.
 
 Names are imported when first used, so that a command which reads only a lineage does not pay for torch.
 """
@@ -10,10 +11,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from perplab.models.attention_interface import sparse_attention
+    from perplab.models.complex_conversion import convert_to_complex
     from perplab.models.decoder import DecoderForCausalLM
     from perplab.models.decoder_config import DecoderConfig
     from perplab.models.language_model import LanguageModel, load, load_tokenizer
     from perplab.models.lineage import Lineage, Parent, weights_fingerprint
+    from perplab.models.ngram_insertion import insert_ngram_heads
 
 _HOMES = {
     "DecoderConfig": "decoder",
@@ -21,8 +25,11 @@ _HOMES = {
     "LanguageModel": "language_model",
     "Lineage": "lineage",
     "Parent": "lineage",
+    "convert_to_complex": "complex_conversion",
+    "insert_ngram_heads": "ngram_insertion",
     "load": "language_model",
     "load_tokenizer": "language_model",
+    "sparse_attention": "attention_interface",
     "weights_fingerprint": "lineage",
 }
 
@@ -32,8 +39,11 @@ __all__ = [
     "LanguageModel",
     "Lineage",
     "Parent",
+    "convert_to_complex",
+    "insert_ngram_heads",
     "load",
     "load_tokenizer",
+    "sparse_attention",
     "weights_fingerprint",
 ]
 

@@ -105,6 +105,7 @@ class DecoderForCausalLM(PreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
     _no_split_modules = ["Block"]  # noqa: RUF012
     _supports_sdpa = True
+    _keep_in_fp32_modules_strict = {"phase"}  # noqa: RUF012 (angles in bfloat16 are off by degrees)
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

@@ -40,6 +40,7 @@ class DecoderConfig(PreTrainedConfig):
     channel_mixers: list[str] = field(default_factory=list)  # one name a layer; empty: "swiglu" everywhere
     mixer_options: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the mixer's name
     ngram_heads: list[list[int]] = field(default_factory=list)  # orders of the heads after each layer; empty: none
+    ngram_separator: int | None = None  # token that n-grams do not reach across
     use_cache: bool = True
     pad_token_id: int | None = None
     bos_token_id: int | None = None

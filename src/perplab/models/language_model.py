@@ -37,6 +37,7 @@ from transformers.utils import logging as transformers_logging
 
 from perplab.artifacts import atomic_folder, read_json, recover_folder
 from perplab.errors import PerplabError
+from perplab.models import attention_interface  # noqa: F401 (registers attn_implementation "perplab")
 from perplab.models.compressed_checkpoint import describe_layers
 from perplab.models.compressed_reading import packed_weights
 from perplab.models.decoder import DecoderForCausalLM
@@ -50,6 +51,7 @@ _HUB_EXCLUDED = ["*/*", "consolidated*"]  # other frameworks' copies of the same
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 _SAID_BY_TOKENIZER_JSON = ("TokenizersBackend", "PreTrainedTokenizerFast")
 _WRAPPERS = {
+    "perplab_ngram": "perplab.models.ngram_model",
     "perplab_phased": "perplab.models.phased_model",
     "perplab_prompted": "perplab.compression.prompts.prompted_model",
 }
@@ -144,7 +146,7 @@ def load(
         name_or_path: a folder, a Hugging Face hub id, or `pocket` for the small model inside the package.
         dtype: of the weights in memory: a torch dtype, its name, or `auto` for the checkpoint's own.
         device: where the weights go, for example `cpu` or `cuda:0`.
-        attn_implementation: one of transformers' (`eager`, `sdpa`, ...); None for its choice.
+        attn_implementation: one of transformers' (`eager`, `sdpa`, ...) or `perplab`; None for transformers' choice.
 
     Raises:
         PerplabError: there is no such model, its weights are pickled, damaged or do not fit its config, its

@@ -39,6 +39,7 @@ class HasNGramHeads(Protocol):
     hidden_size: int
     rms_norm_eps: float
     ngram_heads: list[list[int]]  # orders of the heads after each layer
+    ngram_separator: int | None  # token that n-grams do not reach across
 
 
 class NGramHead(nn.Module):
@@ -56,14 +57,8 @@ class NGramHead(nn.Module):
         super().__init__()
         if order < 1:
             raise PerplabError(f"an n-gram head of order {order}", "give 1 or more")
-        self.order = order
         self.follower_proj = nn.Linear(hidden_size, hidden_size, bias=False)
         self.current_proj = nn.Linear(hidden_size, hidden_size)
-
-    def set_to_zero(self) -> None:
-        """Make the head add nothing."""
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
 
     def forward(self, hidden_states: Tensor, followers: Tensor) -> Tensor:
         """What the head adds, (batch, length, hidden_size).
@@ -86,15 +81,15 @@ class NGramHeads(nn.Module):
     def __init__(self, config: HasNGramHeads, layer_index: int) -> None:
         super().__init__()
         self.layer_index = layer_index
-        self.separator: int | None = getattr(config, "ngram_separator", None)
-        orders = config.ngram_heads[layer_index]
-        self.heads = nn.ModuleList(NGramHead(config.hidden_size, order) for order in orders)
-        self.norms = nn.ModuleList(RMSNorm(config.hidden_size, config.rms_norm_eps) for _ in orders)
+        self.separator: int | None = config.ngram_separator
+        self.orders = config.ngram_heads[layer_index]
+        self.heads = nn.ModuleList(NGramHead(config.hidden_size, order) for order in self.orders)
+        self.norms = nn.ModuleList(RMSNorm(config.hidden_size, config.rms_norm_eps) for _ in self.orders)
 
     def set_to_zero(self) -> None:
-        """Make all heads add nothing."""
-        for head in self.heads:
-            head.set_to_zero()
+        """Make the heads add nothing."""
+        for parameter in self.heads.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, hidden_states: Tensor, context: SequenceContext) -> Tensor:
         """The residual stream with what the heads add.
@@ -113,11 +108,11 @@ class NGramHeads(nn.Module):
         documents = _grown(state, "documents", _documents(context))
         averages = {
             order: _average(input_ids, documents, order, self.separator, hidden_states.shape[1])
-            for order in {head.order for head in self.heads}
+            for order in {*self.orders}
         }
-        for index, (norm, head) in enumerate(zip(self.norms, self.heads, strict=True)):
+        for index, (order, norm, head) in enumerate(zip(self.orders, self.norms, self.heads, strict=True)):
             current = norm(hidden_states)
-            followers = averages[head.order](_grown(state, f"hidden_states.{index}", current))
+            followers = averages[order](_grown(state, f"hidden_states.{index}", current))
             hidden_states = hidden_states + head(current, followers)
         if state is not None:
             state.advance(context.input_ids.shape[1])
@@ -145,7 +140,7 @@ def _documents(context: SequenceContext) -> Tensor:
 
 
 def _grown(state: MixerState | None, name: str, new: Tensor) -> Tensor:
-    """What a state keeps under a name with `new`, (batch, length, ...), behind it; `new` alone where nothing is kept."""
+    """What a state keeps under a name, and `new`, (batch, length, ...), behind it; without a state, `new` alone."""
     if state is None:
         return new
     kept = state.tensors.get(name)

@@ -46,23 +46,21 @@ def insert_ngram_heads(
     """
     if isinstance(subject, LanguageModel):
         model = insert_ngram_heads(subject.model, orders, after_layer, separator=separator)
-        config = {"orders": list(orders), "after_layer": after_layer, "separator": separator}
-        return subject.derive(model, "insert_ngram_heads", config=config)
+        choices = {"orders": list(orders), "after_layer": after_layer, "separator": separator}
+        return subject.derive(model, "insert_ngram_heads", config=choices)
     layers = subject.config.num_hidden_layers
     if not 0 <= after_layer < layers:
         raise PerplabError(f"there is no layer {after_layer} to put heads behind", f"choose from 0 to {layers - 1}")
-    if not orders:
-        raise PerplabError("no n-gram head to insert", "give one order or more")
+    if not orders or min(orders) < 1:
+        raise PerplabError(f"n-gram heads of the orders {list(orders)}", "give one order or more, each 1 or more")
     decoder = _as_decoder(subject)
     if decoder is not None:
         return _into_decoder(decoder, list(orders), after_layer, separator)
     if quantized_layers(subject):
         raise PerplabError(f"this {subject.config.model_type} model is quantised", "insert the heads before quantising")
     places = [list(orders) if index == after_layer else [] for index in range(layers)]
-    wrapped = NGramForCausalLM(NGramConfig.for_base(subject, places, separator), subject)
-    for heads in wrapped.heads.values():
-        heads.set_to_zero()
-    return wrapped.train(subject.training)
+    config = NGramConfig.for_base(subject, places, separator)
+    return NGramForCausalLM(config, subject).train(subject.training)
 
 
 def _as_decoder(model: PreTrainedModel) -> DecoderForCausalLM | None:

@@ -74,11 +74,11 @@ class NGramCache(DynamicCache):
     def __init__(self, base_config: PreTrainedConfig) -> None:
         super().__init__(config=base_config)
         self.extra_layers = [MixerState() for _ in range(base_config.num_hidden_layers)]
-        self.layers = [*self.layers, *self.extra_layers]
+        self.layers.extend(self.extra_layers)
 
 
 class NGramForCausalLM(PreTrainedModel, GenerationMixin):
-    """A base model and n-gram heads.
+    """A base model and n-gram heads, which add nothing until they are trained or loaded.
 
     Args:
         config: where the heads are.
@@ -96,9 +96,12 @@ class NGramForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: NGramConfig, base: PreTrainedModel) -> None:
         super().__init__(config)
         self.base = base
-        self.heads = nn.ModuleDict(
-            {str(index): NGramHeads(config, index) for index, orders in enumerate(config.ngram_heads) if orders}
-        )
+        self.heads = nn.ModuleDict()
+        for index, orders in enumerate(config.ngram_heads):
+            if orders:
+                heads = NGramHeads(config, index)
+                heads.set_to_zero()
+                self.heads[str(index)] = heads
         self.heads.to(base.device, base.dtype)
         self.generation_config = deepcopy(base.generation_config)
         self._blocks = f"{family_of(base.config).blocks}."
@@ -208,9 +211,11 @@ class NGramForCausalLM(PreTrainedModel, GenerationMixin):
 
     @contextmanager
     def _heads_reading(self, context: SequenceContext) -> Iterator[None]:
-        """Let the heads work on what the blocks hand on."""
+        """Let the heads work on what the blocks hand on, before the hooks that record hidden states."""
         handles = [
-            self.base.get_submodule(self._blocks + index).register_forward_hook(partial(_after_block, heads, context))
+            self.base.get_submodule(self._blocks + index).register_forward_hook(
+                partial(_after_block, heads, context), prepend=True
+            )
             for index, heads in self.heads.items()
         ]
         try:

@@ -65,7 +65,8 @@ class PhasedForCausalLM(PreTrainedModel, GenerationMixin):
         chosen = config._attn_implementation  # None leaves the choice to the model inside
         super().__init__(config)
         base = AutoConfig.for_model(**config.base)
-        self.base: Any = AutoModelForCausalLM.from_config(base, attn_implementation=chosen)
+        dtype = torch.get_default_dtype()  # what is being loaded, not what the config of the model inside remembers
+        self.base: Any = AutoModelForCausalLM.from_config(base, attn_implementation=chosen, dtype=dtype)
         attach_phases(self.base, ComplexOptions(**config.options))
         self.post_init()
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from perplab.errors import PerplabError
-from perplab.training.low_rank.config import LowRankConfig, LowRankMethod
+from perplab.training.low_rank.config import LowRankConfig
 
+TrainMethod = Literal["full", "lora", "relora", "galore", "sst"]
 ScheduleName = Literal["constant", "cosine", "wsd", "infinite"]
 MixerName = Literal["softmax", "sliding", "deltanet", "linear", "retnet", "complex", "lstm", "hybrid", "hybrid-global"]
 
@@ -77,7 +78,7 @@ class TrainConfig:
     """Largest norm of the gradient."""
     z_loss: float = 1e-4
     """Weight of the squared log-normaliser."""
-    method: Literal["full"] | LowRankMethod = "full"
+    method: TrainMethod = "full"
     """What trains in the blocks' linear layers: everything, or few numbers at a time."""
     rank: int = 16
     """Trained directions of a layer at a time (all methods but full)."""
@@ -106,6 +107,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
+        object.__setattr__(self, "ngram_heads", tuple(self.ngram_heads))  # a list where settings come from JSON
         for name in ("tokens", "depth", "block_size", "batch_tokens", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise PerplabError(f"{name} is {getattr(self, name)}", "give 1 or more")

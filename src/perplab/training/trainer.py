@@ -83,6 +83,7 @@ def train(
     folder = RunFolder(Path(out), processes)
     try:
         _check_processes(config, processes)
+        decoder_config(config, vocab_size=2, end_of_text=0)  # refuses what makes no decoder before any work
         with folder.alone():
             splits = Splits.of(corpus, heldout)
             words = tokenizer_of_run(folder.path, tokenizer, splits.train, vocabulary_size(config), processes)

@@ -72,7 +72,7 @@ class LearnedNGramMixer:
             )
             optimizer = torch.optim.Adam(self.network_.parameters(), lr=self.learning_rate)
             for _ in range(self.epochs):
-                for rows in torch.randperm(len(inputs)).split(_BATCH_ROWS):
+                for rows in torch.split(torch.randperm(len(inputs)), _BATCH_ROWS):
                     logits = self.network_(inputs[rows]).flatten(0, 1)
                     loss = F.cross_entropy(logits, labels[rows].flatten(), ignore_index=IGNORED_LABEL)
                     optimizer.zero_grad()

@@ -52,6 +52,7 @@ class PairHMM:
         seed: of the initial probabilities.
 
     Attributes:
+        parameters_: the model; set by `fit`.
         log_likelihoods_: before each iteration and after the last, of all strings together; set by `fit`.
 
     Raises:
@@ -129,15 +130,18 @@ class PairHMM:
             moved = (forward[:, :, time, :, :, None] + parameters.transition[:, None] + arriving).exp()
             transition += moved.where(is_symbol[:, :, time + 1, None, None, None], 0.0).sum(dim=1)
         initial = occupied[:, :, 0, 0].sum(dim=1)
-        kept = tuple(
-            torch.where(counts.sum(dim=-1, keepdim=True) > 0, counts, old.exp())  # what was not visited stays
-            for counts, old in (
-                (initial, parameters.initial),
-                (transition, parameters.transition),
-                (emission, parameters.emission),
-            )
+        improved = _normalised(
+            _or_as_before(initial, parameters.initial),
+            _or_as_before(transition, parameters.transition),
+            _or_as_before(emission, parameters.emission),
+            self.floor,
         )
-        return _normalised(*kept, self.floor), likelihood.sum(dim=1)
+        return improved, likelihood.sum(dim=1)
+
+
+def _or_as_before(counts: Tensor, log_probabilities: Tensor) -> Tensor:
+    """Expected counts; the old probabilities where nothing was counted."""
+    return torch.where(counts.sum(dim=-1, keepdim=True) > 0, counts, log_probabilities.exp())
 
 
 def _normalised(initial: Tensor, transition: Tensor, emission: Tensor, floor: float) -> PairParameters:

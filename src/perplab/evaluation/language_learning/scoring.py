@@ -37,7 +37,7 @@ def model_probabilities(model: PreTrainedModel, input_ids: npt.NDArray[np.int64]
     model.eval()
     rows = [
         torch.softmax(model(input_ids=ids.to(model.device), use_cache=False).logits.float(), dim=-1).cpu().numpy()
-        for ids in torch.from_numpy(np.ascontiguousarray(input_ids)).split(batch)
+        for ids in torch.split(torch.from_numpy(np.ascontiguousarray(input_ids)), batch)
     ]
     model.train(was_training)
     return np.concatenate(rows)

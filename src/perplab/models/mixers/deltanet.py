@@ -76,7 +76,8 @@ class DeltaNet(FastWeightMixer):
         if self.options.allow_neg_eigval:
             beta = 2 * beta
         if self.options.use_decay:
-            step = F.softplus(self.a_proj(hidden_states).float() + self.decay_bias)
+            wide = torch.promote_types(self.decay_bias.dtype, torch.float32)
+            step = F.softplus(self.a_proj(hidden_states).to(wide) + self.decay_bias)
             decay = -(self.decay_log_rate.exp() * step).transpose(1, 2)
         if real is not None:
             beta = beta * real[:, None]

@@ -13,6 +13,7 @@ Decisions:
 - Convolutions are drawn as torch draws them, uniformly within width ** -0.5.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 Activation = Literal["silu", "relu", "elu+1", "identity"]
 Normalisation = Literal["l2", "sum"]
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "relu": F.relu,
     "elu+1": lambda states: F.elu(states) + 1,
@@ -155,7 +156,7 @@ class FastWeightMixer(TokenMixer):
                     new[f"{name}_inputs"] = last_inputs(states, weight.shape[1], before=before, count=count)
                 states = short_convolution(states, weight, before=before, position_ids=position_ids)
             states = F.silu(states) if name == "v" else self._feature(states)
-            heads.append(states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2))
+            heads.append(states.view(*states.shape[:2], -1, self.head_dim).transpose(1, 2))
         query, key, value = heads
         query, key = self._normalised(query), self._normalised(key)
         read, new["state"] = self.recur(

@@ -23,7 +23,7 @@ class LinearAttention(FastWeightMixer):
     options_class: ClassVar[type] = FastWeightOptions
 
     def decay(self, query: Tensor) -> Tensor | None:
-        """Logarithms of the decay, (batch, heads, length) of (batch, heads, length, head_dim) queries; None for none."""
+        """Logarithms of the decay, (batch, heads, length) as the first axes of the queries; None for none."""
         return None
 
     def recur(

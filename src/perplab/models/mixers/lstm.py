@@ -38,10 +38,10 @@ class LSTM(TokenMixer):
         """Mix positions: (batch, length, hidden_size) to the same shape; zeros for padding."""
         return self.o_proj(self._recur(hidden_states, context))
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _recur(self, hidden_states: Tensor, context: SequenceContext) -> Tensor:
         """The hidden state of the recurrence at every token."""
-        tokens = hidden_states.flatten(0, 1).to(self.lstm.weight_ih_l0.dtype)
+        tokens = hidden_states.flatten(0, 1).to(next(self.lstm.parameters()).dtype)
         sequences = _sequences(context)
         lengths = (sequences < len(tokens)).sum(dim=1).clamp(min=1).cpu()
         inputs = F.pad(tokens, (0, 0, 0, 1))[sequences]

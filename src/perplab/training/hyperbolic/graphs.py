@@ -6,7 +6,7 @@ first of them was made.
 
 from dataclasses import dataclass
 
-import networkx as nx
+import networkx as nx  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 
@@ -31,11 +31,16 @@ class Graph:
         return len(self.features)
 
 
-def branching_tree(nodes: int, seed: int, *, features: int = 8, spread: float = 0.8) -> Graph:
+_KINSHIP = 0.8
+"""Share of a feature's variance that a child has from its parent."""
+
+
+def branching_tree(nodes: int, seed: int, *, features: int = 8, spread: float = 0.9) -> Graph:
     """A random tree of two or three children a node, along which an infection spreads from the root.
 
-    A node's features are noise; the first is also its susceptibility: the child of an infected node is infected where a
-    random draw of probability `spread` succeeds and the susceptibility is above -1.
+    Features are standard normal and inherited, in part; without that, an edge of a tree that is held out would leave no
+    trace. The first is a node's susceptibility: the child of an infected node is infected where a random draw of
+    probability `spread` succeeds and the susceptibility is above -1.
     """
     draw = np.random.default_rng(seed)
     parents = np.zeros(nodes, np.int64)
@@ -46,13 +51,15 @@ def branching_tree(nodes: int, seed: int, *, features: int = 8, spread: float = 
             parents[index] = parent
             waiting.append(index)
             index += 1
-    noise = draw.normal(size=(nodes, features)).astype(np.float32)
+    traits = draw.normal(size=(nodes, features)).astype(np.float32)
+    for node in range(1, nodes):
+        traits[node] = _KINSHIP**0.5 * traits[parents[node]] + (1 - _KINSHIP) ** 0.5 * traits[node]
     infected = np.zeros(nodes, np.int64)
     infected[0] = 1
     luck = draw.random(nodes) < spread
     for node in range(1, nodes):
-        infected[node] = infected[parents[node]] and luck[node] and noise[node, 0] > -1
-    return Graph(np.stack([parents[1:], np.arange(1, nodes)], axis=1), noise, infected)
+        infected[node] = infected[parents[node]] and luck[node] and traits[node, 0] > -1
+    return Graph(np.stack([parents[1:], np.arange(1, nodes)], axis=1), traits, infected)
 
 
 def preferential_attachment(nodes: int, seed: int, *, edges: int = 2, features: int = 8) -> Graph:

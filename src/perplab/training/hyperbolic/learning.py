@@ -1,8 +1,8 @@
 """Learning on a graph: the classes of its nodes, and which of its edges are missing.
 
 Decisions:
-- A class has a point of its own, kept as space alone so that any optimiser moves it; a node's score is minus the squared
-  distance to it, plus a bias.
+- A class has a point of its own, kept as space alone so that any optimiser moves it; a node's score is minus the
+  squared distance to it, plus a bias.
 - Links are ranked by distance: a real one should be nearer than a random pair by a margin. Held-out edges are taken out
   of the graph before messages pass along it.
 - The figure is that of the step where the validation part is best.

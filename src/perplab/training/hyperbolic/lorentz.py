@@ -1,6 +1,6 @@
-"""Layers whose outputs are points of the Lorentz model, without tangent spaces: HyboNet (Chen et al., arXiv 2105.14686).
+"""Layers from points to points of the Lorentz model, without tangent spaces: HyboNet (Chen et al., arXiv 2105.14686).
 
-A point x of (..., 1 + dimension) numbers has -x_0^2 + x_1^2 + ... = -1 and x_0 > 0; x_0 is its time, the rest its space.
+A point x of 1 + dimension numbers has -x_0^2 + x_1^2 + ... = -1 and x_0 > 0; x_0 is its time, the rest its space.
 Decisions:
 
 - A layer's matrix is an `nn.Linear` like any other. What follows brings its output back to the manifold.
@@ -8,10 +8,17 @@ Decisions:
 """
 
 import math
+from itertools import pairwise
 
-import geoopt
 import torch
 from torch import Tensor, nn
+
+from perplab.errors import PerplabError
+
+try:
+    import geoopt
+except ImportError:
+    raise PerplabError("hyperbolic networks need geoopt", "pip install 'perplab[hyperbolic]'") from None
 
 LORENTZ = geoopt.Lorentz(k=1.0)
 _LEAST = 1e-8
@@ -69,13 +76,13 @@ def lorentz_mean(weights: Tensor, points: Tensor) -> Tensor:
         (rows, 1 + dimension).
     """
     total = weights @ points
-    size = LORENTZ.inner(total, total, keepdim=True).abs().clamp(min=_LEAST).sqrt()
+    size = LORENTZ.inner(total, total, total, keepdim=True).abs().clamp(min=_LEAST).sqrt()
     return on_manifold((total / size)[..., 1:])
 
 
 def squared_distance(left: Tensor, right: Tensor) -> Tensor:
     """The squared Lorentz distance -2 - 2 <x, y> of points that broadcast, without their last axis."""
-    distance: Tensor = -2 - 2 * LORENTZ.inner(left, right)
+    distance: Tensor = -2 - 2 * LORENTZ.inner(left, left, right)  # its first argument is a base point, not read
     return distance
 
 
@@ -91,7 +98,7 @@ class LorentzEncoder(nn.Module):
     def __init__(self, features: int, dimension: int, layers: int) -> None:
         super().__init__()
         widths = [features + 1, *([dimension + 1] * layers)]
-        self.layers = nn.ModuleList(LorentzLinear(*pair) for pair in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(LorentzLinear(*pair) for pair in pairwise(widths))
 
     def forward(self, features: Tensor, neighbours: Tensor) -> Tensor:
         """Encode nodes.

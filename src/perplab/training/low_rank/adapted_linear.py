@@ -47,6 +47,7 @@ class AdaptedLinear(ReparameterisedLinear):
         base, down, up = (tensor.to(inputs.dtype) for tensor in (self.base, self.down, self.up))
         return F.linear(inputs, base, self.bias) + F.linear(F.linear(inputs, down), up)
 
+    @torch.no_grad()
     def matrix(self) -> Tensor:
         """The weight it stands for, (out, in)."""
         return self.base + self.up @ self.down

@@ -44,7 +44,7 @@ def spectrum(model: nn.Module) -> list[Spectrum]:
     """Singular values of every linear layer inside a model's blocks, whether under a low-rank method or not."""
     matrices = {path: matrix_of(layer) for path, layer in target_layers(model).items()}
     matrices |= {path: layer.matrix() for path, layer in layers_in_place_of_linear(model).items()}
-    return [Spectrum(path, thin_svd(matrix)[1].detach()) for path, matrix in matrices.items()]
+    return [Spectrum(path, thin_svd(matrix)[1]) for path, matrix in matrices.items()]
 
 
 @torch.no_grad()
