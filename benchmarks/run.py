@@ -44,6 +44,8 @@ NAMES = (
     "training",
     "memory",
     "attention",
+    "attention_memory",
+    "block_sparse",
     "tokenising",
     "streaming",
 )

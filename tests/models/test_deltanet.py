@@ -11,6 +11,7 @@ from perplab.kernels import delta_rule_reference, linear_attention_reference
 from perplab.models.decoder import DecoderForCausalLM
 from perplab.models.decoder_config import DecoderConfig
 from perplab.models.fla_names import config_from_fla, load_delta_net, weights_from_fla, weights_to_fla
+from perplab.models.language_model import load
 
 TOKENS = torch.randint(1, 23, (2, 37), generator=torch.Generator().manual_seed(1))
 CLOSE = {"rtol": 0, "atol": 2e-5}
@@ -244,6 +245,17 @@ def test_checkpoint_of_flash_linear_attention_is_read_from_a_folder(tmp_path):
     assert back.keys() == weights.keys()
     assert all(torch.equal(back[name], weights[name]) for name in weights)
     assert model(TOKENS).logits.isfinite().all()
+
+
+def test_checkpoint_is_loaded_like_any_other_and_saved_as_a_decoder(tiny_tokenizer, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(FLA))
+    save_file({name: weight.bfloat16() for name, weight in fla_weights().items()}, tmp_path / "model.safetensors")
+    tiny_tokenizer.save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.model.dtype == torch.bfloat16
+    logits = load(tmp_path, dtype="float32").model(TOKENS).logits
+    loaded.save(tmp_path / "ours")
+    torch.testing.assert_close(load(tmp_path / "ours", dtype="float32").model(TOKENS).logits, logits, **CLOSE)
 
 
 def test_names_there_and_back_are_the_same():

@@ -227,7 +227,7 @@ def _nats(model: DecoderForCausalLM, rows: Rows) -> float:
 
 
 def timed(length: int) -> dict[str, float]:
-    """How much quicker training by chunks is than by the recurrence, and what a cache holds after a long text over a short one."""
+    """How much quicker training is by chunks, and how much more a longer text leaves in a cache."""
     generator = torch.Generator().manual_seed(0)
     query, key, value = F.normalize(torch.randn(3, 1, 4, length, 64, generator=generator), dim=-1)
     beta = torch.rand(1, 4, length, generator=generator)

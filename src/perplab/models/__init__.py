@@ -1,8 +1,8 @@
 """What reads text: causal language models, where their parts are, and how they came to be.
 
 `load` opens any causal LM by folder, hub id or `pocket`; `LanguageModel` keeps model, tokenizer and lineage together;
-`perplab.models.anatomy` finds the parts of thirteen families; the decoder is what this package trains, with a token mixer
-of `perplab.models.mixers` in each layer.
+`perplab.models.anatomy` finds the parts of thirteen families; the decoder is what this package trains, with the token
+mixers that its config names.
 
 Names are imported when first used, so that a command which reads only a lineage does not pay for torch.
 """

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -40,18 +41,23 @@ _ONLY = {
 _ACTIVATIONS = {"silu": "silu", "relu": "relu", "elu": "elu+1", "identity": "identity"}
 
 
-def load_delta_net(folder: str | Path) -> DecoderForCausalLM:
+DELTA_NET = "delta_net"
+"""The model type of those checkpoints."""
+
+
+def load_delta_net(folder: str | Path, dtype: str | torch.dtype = "auto") -> DecoderForCausalLM:
     """Read a `delta_net` checkpoint from a local folder.
 
     Args:
         folder: with `config.json` and weights in safetensors.
+        dtype: of the weights in memory, a torch dtype or its name; `auto` for the checkpoint's own.
 
     Raises:
         PerplabError: files are missing or damaged, or the model has a part that a decoder does not.
     """
     folder = Path(folder)
     described = read_json(folder / "config.json", "download the checkpoint again")
-    if described.get("model_type") != "delta_net":
+    if described.get("model_type") != DELTA_NET:
         raise PerplabError(f"{folder} holds a {described.get('model_type')} model", "give one of model_type delta_net")
     check_weight_files(folder)
     weights: dict[str, Tensor] = {}
@@ -67,7 +73,8 @@ def load_delta_net(folder: str | Path) -> DecoderForCausalLM:
         odd = min(missing or unknown)
         raise PerplabError(f"{folder}: weight {odd} is {'missing' if missing else 'unknown'}", "download it again")
     model.load_state_dict(state, strict=False)
-    return model.eval()
+    own = state["model.embed_tokens.weight"].dtype
+    return model.to(own if dtype == "auto" else getattr(torch, str(dtype).removeprefix("torch."))).eval()
 
 
 def config_from_fla(described: Mapping[str, Any]) -> DecoderConfig:

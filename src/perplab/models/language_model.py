@@ -4,6 +4,7 @@
 - Only safetensors are read and no remote code runs: nothing that is loaded can execute.
 - Every weight of the model comes from the checkpoint and every weight of the checkpoint reaches the model, or loading
   fails. A model with one randomly initialised matrix gives plausible and wrong numbers.
+- A checkpoint of flash-linear-attention's DeltaNet is read into a decoder of ours.
 - A decoder of ours that has a stock transformers form is saved in that form, so every other tool loads it.
 - Saving replaces the folder whole, and the same model saved twice gives the same bytes.
 - Quantised layers stay packed in memory and on disk, in the format of `compressed-tensors`.
@@ -41,6 +42,7 @@ from perplab.models import attention_interface  # noqa: F401 (registers attn_imp
 from perplab.models.compressed_checkpoint import describe_layers
 from perplab.models.compressed_reading import packed_weights
 from perplab.models.decoder import DecoderForCausalLM
+from perplab.models.fla_names import DELTA_NET, load_delta_net
 from perplab.models.lineage import Lineage, Parent, weights_fingerprint
 from perplab.models.shipped import POCKET, pocket_folder
 from perplab.models.stock import to_stock
@@ -158,10 +160,14 @@ def load(
     folder = _local_folder(name_or_path)
     lineage = Lineage.read(folder)
     with _quiet_transformers():
-        config = _read_config(folder)
-        check_weight_files(folder)
-        tokenizer = _read_tokenizer(folder)
-        model = _read_model(folder, config, weights_dtype, attn_implementation)
+        if _model_type(folder) == DELTA_NET:
+            tokenizer = _read_tokenizer(folder)
+            model = load_delta_net(folder, weights_dtype)
+        else:
+            config = _read_config(folder)
+            check_weight_files(folder)
+            tokenizer = _read_tokenizer(folder)
+            model = _read_model(folder, config, weights_dtype, attn_implementation)
     return LanguageModel(model.to(device), tokenizer, lineage, os.fspath(name_or_path), folder)
 
 
@@ -224,10 +230,13 @@ def _hub_folder(name: str) -> Path:
         ) from error
 
 
+def _model_type(folder: Path) -> str | None:
+    described = read_json(folder / "config.json", "name a folder that holds a whole saved model")
+    return described.get("model_type") if isinstance(described, dict) else None
+
+
 def _read_config(folder: Path) -> PreTrainedConfig:
-    path = folder / "config.json"
-    described = read_json(path, "name a folder that holds a whole saved model")
-    model_type = described.get("model_type") if isinstance(described, dict) else None
+    path, model_type = folder / "config.json", _model_type(folder)
     if model_type in _WRAPPERS:
         import_module(_WRAPPERS[model_type])
     with _library_errors_named(f"{path} cannot be used", "correct it, or upgrade transformers for a newer model type"):
