@@ -89,6 +89,12 @@ def test_run_continues_on_any_number_of_processes(corpus_file, tiny, alone, tmp_
     assert_close_to(out, alone(settings))
 
 
+def test_two_processes_train_recurrent_layers_and_ngram_heads_as_one_does(corpus_file, tiny, alone, tmp_path):
+    settings = tiny(mixer="hybrid", num_hidden_layers=2, ngram_heads=(1,), micro_batch_tokens=128)
+    assert finish(*start_group(corpus_file, tmp_path / "out", settings, number=2)) == [0, 0]
+    assert_close_to(tmp_path / "out", alone(settings))
+
+
 def test_rows_that_do_not_divide_over_the_processes_are_refused(corpus_file, tiny, tmp_path, monkeypatch):
     import torch
 
