@@ -2,8 +2,8 @@
 
 Depth 4, width 256 and a vocabulary of 6,144, which is 5 M parameters with softmax attention. A step is what the trainer
 does: packed rows (4 of 512 tokens, two documents each), products in bfloat16, blocks compiled where there is a C++
-compiler, clipping and AdamW. Each mixer runs in a process of its own; tokens a second are those of its best step, so that
-another program's turn does not count, and `of softmax` is the share of softmax attention's speed.
+compiler, clipping and AdamW. Each mixer runs in a process of its own; tokens a second are those of its best step, so
+that another program's turn does not count, and `of softmax` is the share of softmax attention's speed.
 """
 
 import os
