@@ -5,10 +5,12 @@ import torch
 
 from perplab.compression.absorb import scalable_inputs
 from perplab.models.anatomy import anatomy
+from perplab.models.decoder_config import DecoderConfig
+from perplab.models.mixers.registry import TOKEN_MIXERS
+from perplab.training import new_decoder
 
 
-def test_scaling_every_input_changes_no_logit(family, tiny_model):
-    model = tiny_model(family).eval()
+def assert_scaling_changes_no_logit(model):
     input_ids = torch.randint(3, 90, (2, 9))
     parts = anatomy(model)
     with torch.no_grad():
@@ -21,6 +23,17 @@ def test_scaling_every_input_changes_no_logit(family, tiny_model):
                 scalable.divide(scale)
         after = model(input_ids).logits
     assert torch.allclose(before, after, atol=2e-5)
+
+
+def test_scaling_every_input_changes_no_logit(family, tiny_model):
+    assert_scaling_changes_no_logit(tiny_model(family).eval())
+
+
+@pytest.mark.parametrize("mixer", TOKEN_MIXERS)
+def test_scaling_every_input_changes_no_logit_whatever_the_mixer(mixer):
+    shape = {"vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    model = new_decoder(DecoderConfig(**shape, num_hidden_layers=2, token_mixers=[mixer] * 2), seed=0).eval()
+    assert_scaling_changes_no_logit(model)
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,23 @@ def test_cache_filled_by_other_layers_is_refused(model):
 
 
 @torch.no_grad()
+def test_rows_of_a_cache_can_be_repeated_and_chosen(model):
+    rest = TOKENS[:, 30:]
+
+    def read():
+        return model(TOKENS[:, :30], use_cache=True).past_key_values
+
+    expected = model(rest, past_key_values=read(), use_cache=True).logits
+    repeated = read()
+    repeated.batch_repeat_interleave(3)
+    logits = model(rest.repeat_interleave(3, dim=0), past_key_values=repeated, use_cache=True).logits
+    torch.testing.assert_close(logits, expected.repeat_interleave(3, dim=0), **CLOSE)
+    chosen = read()
+    chosen.batch_select_indices(torch.tensor([1]))
+    torch.testing.assert_close(model(rest[1:], past_key_values=chosen, use_cache=True).logits, expected[1:], **CLOSE)
+
+
+@torch.no_grad()
 def test_attention_takes_any_cache_of_transformers():
     model = decoder("softmax")
     cache = DynamicCache()
