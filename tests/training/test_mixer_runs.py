@@ -105,6 +105,8 @@ def test_hybrids_have_attention_where_the_paper_has_it():
 def test_options_reach_the_mixer_of_a_hybrid_and_unknown_ones_are_refused():
     shape = decoder_config(TrainConfig(mixer="hybrid", mixer_options={"use_beta": False}), 300, 0)
     assert shape.options_of("deltanet").use_beta is False
+    with pytest.raises(PerplabError, match="sliding_window is 0"):
+        decoder_config(TrainConfig(mixer="sliding", sliding_window=0), 300, 0)
     for mixer, options in (("deltanet", {"magic": 1}), ("softmax", {"magic": 1})):
         with pytest.raises(PerplabError, match=r"unknown option 'magic'|takes none"):
             decoder_config(TrainConfig(mixer=mixer, mixer_options=options), 300, 0)

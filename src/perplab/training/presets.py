@@ -30,6 +30,7 @@ def decoder_config(config: TrainConfig, vocab_size: int, end_of_text: int) -> De
     hidden_size = config.hidden_size or HEAD_DIM * config.depth
     heads = max(1, hidden_size // HEAD_DIM)
     layers = config.num_hidden_layers or config.depth
+    window = max(1, config.block_size // 4) if config.sliding_window is None else config.sliding_window
     return DecoderConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
@@ -42,7 +43,7 @@ def decoder_config(config: TrainConfig, vocab_size: int, end_of_text: int) -> De
         tie_word_embeddings=config.tie_word_embeddings,
         qk_norm=config.qk_norm,
         position_encoding=config.position_encoding,
-        sliding_window=config.sliding_window or max(1, config.block_size // 4),
+        sliding_window=window,
         token_mixers=token_mixers(config.mixer, layers),
         mixer_options={_principal(config.mixer): config.mixer_options} if config.mixer_options else {},
         ngram_heads=[list(config.ngram_heads) if layer == 0 else [] for layer in range(layers)],
