@@ -17,11 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from perplab.models.decoder import DecoderForCausalLM
 from perplab.models.stock import to_stock
 from perplab.text import MixtureSampler, PackedBlocks, TokenStore
+from perplab.training import new_decoder
 from perplab.training.config import TrainConfig
 from perplab.training.distribution import Processes
 from perplab.training.presets import decoder_config
 from perplab.training.run_folder import RunFolder
-from perplab.training.trainer import Trainer, new_decoder
+from perplab.training.trainer import Trainer
 
 END = 0
 

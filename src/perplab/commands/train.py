@@ -16,6 +16,7 @@ def train(
     corpus: str = "builtin:all",
     heldout: str | None = None,
     tokenizer: str | None = None,
+    parent: Annotated[str | None, Parameter(name="--from")] = None,
     config: Annotated[TrainConfig | None, Parameter(name="*")] = None,
     progress: bool = True,
 ) -> None:
@@ -29,6 +30,7 @@ def train(
         corpus: Text: builtin:NAME, a file or folder, or hf:DATASET.
         heldout: Other text to measure on; by default a twentieth of the corpus is held out.
         tokenizer: Folder or hub id of a tokenizer; by default one is trained on the corpus.
+        parent: Folder or hub id of a causal language model, or pocket: train its weights further.
         config: The run's settings.
         progress: Show a progress bar.
     """
@@ -36,7 +38,15 @@ def train(
     from perplab.training import train as run
 
     try:
-        model = run(corpus, out, config or TrainConfig(), heldout=heldout, tokenizer=tokenizer, progress=progress)
+        model = run(
+            corpus,
+            out,
+            config or TrainConfig(),
+            heldout=heldout,
+            tokenizer=tokenizer,
+            parent=parent,
+            progress=progress,
+        )
     except TrainingInterrupted as stop:
         print(f"perplab: {stop}", file=sys.stderr)
         sys.exit(130)

@@ -36,7 +36,11 @@ def linear_cross_entropy_reference(
     hidden_states: Tensor, weight: Tensor, labels: Tensor, z_loss: float = 0.0
 ) -> LinearCrossEntropy:
     """The definition: all logits at once, differentiated by autograd. Arguments as for `linear_cross_entropy`."""
-    logits = F.linear(hidden_states, weight)
+    return cross_entropy_of_logits(F.linear(hidden_states, weight), labels, z_loss)
+
+
+def cross_entropy_of_logits(logits: Tensor, labels: Tensor, z_loss: float = 0.0) -> LinearCrossEntropy:
+    """The same loss where the logits are there already, (tokens, vocabulary)."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     nll = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")
     penalty = z_loss * torch.logsumexp(logits, dim=-1).square().masked_fill(labels == IGNORE_INDEX, 0.0)

@@ -76,7 +76,7 @@ def to_decoder(stock: PreTrainedModel) -> DecoderForCausalLM:
         PerplabError: the model has parts that the decoder cannot express.
     """
     config = stock.config
-    if not _is_plain(config):
+    if not has_decoder_form(stock):
         raise PerplabError(
             f"a {config.model_type} model with these settings is not a plain decoder",
             "use a Llama, Qwen3 or Mistral checkpoint without biases or scaled rotary positions",
@@ -92,7 +92,9 @@ def to_decoder(stock: PreTrainedModel) -> DecoderForCausalLM:
     return _around_parameters_of(stock, DecoderForCausalLM, decoder_config)
 
 
-def _is_plain(config: PreTrainedConfig) -> bool:
+def has_decoder_form(model: PreTrainedModel) -> bool:
+    """Whether `to_decoder` takes the model."""
+    config = model.config
     return (
         config.model_type in ("llama", "qwen3", "mistral")
         and config.rope_parameters["rope_type"] == "default"

@@ -5,8 +5,9 @@
 
 from perplab.training.config import TrainConfig
 from perplab.training.heldout import heldout_bits_per_byte
+from perplab.training.new_model import new_decoder
 from perplab.training.schedules import Schedule, schedule_of
-from perplab.training.trainer import TrainingInterrupted, new_decoder, train
+from perplab.training.trainer import TrainingInterrupted, train
 
 __all__ = [
     "Schedule",

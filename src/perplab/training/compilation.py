@@ -13,9 +13,10 @@ import torch
 
 from perplab.kernels import softmax_gradient
 from perplab.kernels.linear_cross_entropy import SoftmaxGradient
+from perplab.models.decoder import DecoderForCausalLM
 
 if TYPE_CHECKING:
-    from perplab.models.decoder import DecoderForCausalLM
+    from transformers import PreTrainedModel
 
 
 def can_compile() -> bool:
@@ -23,9 +24,16 @@ def can_compile() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
 
 
-def compile_model(model: "DecoderForCausalLM") -> SoftmaxGradient:
-    """Compile the model's blocks in place, and return a compiled step for its loss."""
-    for layer in model.model.layers:
-        layer.compile()
+def compile_model(model: "PreTrainedModel") -> SoftmaxGradient:
+    """Compile a decoder's blocks in place, and return a compiled step for its loss.
+
+    Without a compiler nothing is compiled, and of other families' models the loss alone: their blocks are not written
+    for it.
+    """
+    if not can_compile():
+        return softmax_gradient
+    if isinstance(model, DecoderForCausalLM):
+        for layer in model.model.layers:
+            layer.compile()
     compiled: SoftmaxGradient = torch.compile(softmax_gradient)
     return compiled

@@ -7,6 +7,8 @@ from perplab.errors import PerplabError
 from perplab.training.low_rank.config import LowRankConfig
 
 TrainMethod = Literal["full", "lora", "relora", "galore", "sst"]
+ModelKind = Literal["decoder", "diffusion"]
+DiffusionLoss = Literal["ao", "lambda-dce", "t-dce", "dse"]
 ScheduleName = Literal["constant", "cosine", "wsd", "infinite"]
 MixerName = Literal["softmax", "sliding", "deltanet", "linear", "retnet", "complex", "lstm", "hybrid", "hybrid-global"]
 
@@ -21,6 +23,11 @@ class TrainConfig:
 
     tokens: int = 20_000_000
     """Training tokens in all; the schedule ends here."""
+    model: ModelKind = "decoder"
+    """What is trained from random weights: a causal decoder, or an absorbing diffusion model that fills masked tokens
+    in any order."""
+    loss: DiffusionLoss = "ao"
+    """Which of the equivalent estimators of the diffusion loss; `ao` varies least."""
     depth: int = 4
     """One dial for size: layers, and width 64 a layer. 1 is 0.3 M parameters, 4 is 5 M, 14 is 160 M."""
     hidden_size: int | None = None
@@ -78,6 +85,8 @@ class TrainConfig:
     """Largest norm of the gradient."""
     z_loss: float = 1e-4
     """Weight of the squared log-normaliser."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is measured and saved in their place; 0 for none."""
     method: TrainMethod = "full"
     """What trains in the blocks' linear layers: everything, or few numbers at a time."""
     rank: int = 16
@@ -122,7 +131,21 @@ class TrainConfig:
         for name in ("warmup", "cooldown", "plateau", "decay", "final"):
             if not 0 <= getattr(self, name) <= 1:
                 raise PerplabError(f"{name} is {getattr(self, name)}", "give a share between 0 and 1")
+        if not 0 <= self.ema < 1:
+            raise PerplabError(f"ema is {self.ema}", "give a share of at least 0 and below 1")
+        if self.ema and self.method != "full":
+            raise PerplabError(f"method {self.method} begins anew and cannot average weights", "leave ema at 0")
+        if self.model == "diffusion":
+            self._check_diffusion()
         _ = self.low_rank  # refuses what it cannot mean
+
+    def _check_diffusion(self) -> None:
+        """A diffusion model has one kind of mixer, which looks both ways."""
+        for name in ("mixer", "mixer_options", "ngram_heads", "position_encoding", "qk_norm", "num_key_value_heads"):
+            if getattr(self, name) != getattr(TrainConfig, name):
+                raise PerplabError(f"a diffusion model has no {name}", f"leave {name} out, or train a decoder")
+        if self.method != "full":
+            raise PerplabError(f"method {self.method} is for decoders", "use method full for a diffusion model")
 
     @property
     def low_rank(self) -> LowRankConfig | None:
@@ -146,3 +169,21 @@ class TrainConfig:
 
 RUN_TIME_ONLY = frozenset({"compile", "evaluate_every", "evaluate_tokens", "checkpoint_every", "tensorboard"})
 """Settings that may differ between the parts of an interrupted run."""
+
+SHAPE_FIELDS = (
+    "model",
+    "depth",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "intermediate_size",
+    "vocab_size",
+    "qk_norm",
+    "tie_word_embeddings",
+    "mixer",
+    "mixer_options",
+    "sliding_window",
+    "position_encoding",
+    "ngram_heads",
+)
+"""Settings that say what a new model is."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from perplab.models.decoder import DecoderForCausalLM
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Processes:
         """Whether this process writes files and shows progress."""
         return self.rank == 0
 
-    def shard(self, model: "DecoderForCausalLM") -> None:
+    def shard(self, model: "PreTrainedModel") -> None:
         """Shard the model's parameters over the processes, in place."""
         if self.number == 1:
             return

@@ -9,18 +9,20 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from perplab.kernels.linear_cross_entropy import SoftmaxGradient
-from perplab.models.decoder import DecoderForCausalLM
 from perplab.text import PackedBlocks
 from perplab.training.distribution import Processes
+from perplab.training.objective import EVALUATION, NextToken, Objective
 
 OVERALL = "all"
+NEXT_TOKEN = NextToken()
 
 
 @torch.no_grad()
 def heldout_bits_per_byte(
-    model: DecoderForCausalLM,
+    model: PreTrainedModel,
     domains: Mapping[str, PackedBlocks],
     *,
     tokens: int,
@@ -28,6 +30,7 @@ def heldout_bits_per_byte(
     precision: AbstractContextManager[None],
     chunk_step: SoftmaxGradient,
     processes: Processes,
+    objective: Objective = NEXT_TOKEN,
 ) -> dict[str, float]:
     """Measure the model.
 
@@ -39,27 +42,32 @@ def heldout_bits_per_byte(
         precision: context that the forward pass runs in.
         chunk_step: see `perplab.kernels.linear_cross_entropy`.
         processes: who shares the work; all must call.
+        objective: what a token's cost is.
 
     Returns:
         Bits per byte of each domain, and over all of their bytes under `all`.
     """
+    training = model.training
+    model.eval()
     sums = {
-        name: _nats_and_bytes(model, blocks, tokens, rows, precision, chunk_step, processes)
+        name: _nats_and_bytes(model, blocks, tokens, rows, precision, chunk_step, processes, objective)
         for name, blocks in domains.items()
     }
+    model.train(training)
     bits = {name: nats / bytes_ / np.log(2) for name, (nats, bytes_) in sums.items()}
     nats, bytes_ = np.sum(list(sums.values()), axis=0)
     return {name: float(value) for name, value in bits.items()} | {OVERALL: float(nats / bytes_ / np.log(2))}
 
 
 def _nats_and_bytes(
-    model: DecoderForCausalLM,
+    model: PreTrainedModel,
     blocks: PackedBlocks,
     tokens: int,
     rows: int,
     precision: AbstractContextManager[None],
     chunk_step: SoftmaxGradient,
     processes: Processes,
+    objective: Objective,
 ) -> tuple[float, float]:
     count = min(len(blocks), max(1, tokens // blocks.block_size))
     chosen = np.unique(np.linspace(0, len(blocks) - 1, count).astype(int))
@@ -72,8 +80,15 @@ def _nats_and_bytes(
         input_ids, labels, position_ids = (torch.from_numpy(np.stack(part)) for part in zip(*batch, strict=True))
         device = processes.device
         with precision:
-            costs = model.token_losses(
-                input_ids.to(device), position_ids.to(device), labels.to(device), chunk_step=chunk_step
+            costs = objective.costs(
+                model,
+                input_ids.to(device),
+                position_ids.to(device),
+                labels.to(device),
+                step=EVALUATION,
+                micro_batch=start + processes.rank,
+                z_loss=0.0,
+                chunk_step=chunk_step,
             )
         if len(mine):
             lengths = token_bytes[labels.flatten().clamp(min=0)] * (labels.flatten() >= 0)

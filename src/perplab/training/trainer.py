@@ -20,19 +20,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from perplab.errors import PerplabError
 from perplab.kernels import softmax_gradient
 from perplab.kernels.linear_cross_entropy import IGNORE_INDEX, SoftmaxGradient
 from perplab.models import LanguageModel, Lineage, load
-from perplab.models.decoder import DecoderForCausalLM
-from perplab.models.decoder_config import DecoderConfig
-from perplab.text import Batch, Corpus, MixtureSampler, PackedBlocks, boundary_tokens, tokenizer_fingerprint
-from perplab.training.checkpoints import RunState, full_weights, load_checkpoint, save_checkpoint
-from perplab.training.compilation import can_compile, compile_model
+from perplab.text import Batch, Corpus, MixtureSampler, PackedBlocks, tokenizer_fingerprint
+from perplab.training.averaging import WeightAverage
+from perplab.training.checkpoints import RunState, averaged_weights, load_checkpoint, save_checkpoint
+from perplab.training.compilation import compile_model
 from perplab.training.config import RUN_TIME_ONLY, TrainConfig
 from perplab.training.data import Splits, heldout_blocks, tokenizer_of_run, training_mixture
 from perplab.training.distribution import Processes
@@ -41,6 +41,8 @@ from perplab.training.interruption import interruptible
 from perplab.training.low_rank.method import LowRankTraining, apply_low_rank
 from perplab.training.low_rank.replacing import merge_low_rank
 from perplab.training.metrics import MetricsLog
+from perplab.training.new_model import check_continuation, continued_model, new_model
+from perplab.training.objective import objective_of
 from perplab.training.optimizer import new_optimizer, trained_parameters
 from perplab.training.presets import decoder_config, peak_learning_rate, vocabulary_size
 from perplab.training.progress import TrainingProgress
@@ -59,9 +61,10 @@ def train(
     *,
     heldout: Corpus | str | None = None,
     tokenizer: str | None = None,
+    parent: LanguageModel | str | Path | None = None,
     progress: bool = True,
 ) -> LanguageModel:
-    """Train a decoder from random weights, or continue the run in `out`.
+    """Train a model from random weights or from another model's, or continue the run in `out`.
 
     Args:
         corpus: the text; its held-out side measures the run.
@@ -69,6 +72,7 @@ def train(
         config: the settings.
         heldout: other held-out text; all of `corpus` is then trained on.
         tokenizer: folder or hub id of a tokenizer; by default one is trained on the text.
+        parent: a causal language model whose weights, shape and tokenizer the run starts from.
         progress: whether to show a progress bar on standard error.
 
     Returns:
@@ -84,19 +88,25 @@ def train(
     try:
         _check_processes(config, processes)
         decoder_config(config, vocab_size=2, end_of_text=0)  # refuses what makes no decoder before any work
+        if parent is not None:
+            parent = parent if isinstance(parent, LanguageModel) else load(parent)
+            check_continuation(parent, config, tokenizer, processes)
         with folder.alone():
             splits = Splits.of(corpus, heldout)
-            words = tokenizer_of_run(folder.path, tokenizer, splits.train, vocabulary_size(config), processes)
-            folder.remember(_what_decides(config, splits, words))
+            words = (
+                parent.tokenizer
+                if parent is not None
+                else tokenizer_of_run(folder.path, tokenizer, splits.train, vocabulary_size(config), processes)
+            )
+            folder.remember(_what_decides(config, splits, words, parent))
             sampler = training_mixture(splits.train, words, config, progress=progress and processes.first)
             domains = heldout_blocks(splits.heldout, words, config.block_size, progress=False)
-            trainer = Trainer(config, words, sampler, domains, folder, processes)
+            trainer = Trainer(config, words, sampler, domains, folder, processes, parent)
             figures = trainer.run(progress)
             finished = trainer.finished()
             if finished is not None:
                 record = asdict(config) | {"corpus": splits.train.spec, "heldout": splits.heldout.spec}
-                lineage = Lineage.record("train", config=record, seed=config.seed, figures=figures)
-                folder.publish(LanguageModel(finished, words, lineage))
+                folder.publish(_with_lineage(finished, words, parent, record, config.seed, figures))
             processes.wait()
             return load(folder.out)
     finally:
@@ -117,12 +127,28 @@ def _check_processes(config: TrainConfig, processes: Processes) -> None:
         )
 
 
-def _what_decides(config: TrainConfig, splits: Splits, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _with_lineage(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    parent: LanguageModel | None,
+    record: dict[str, Any],
+    seed: int,
+    figures: dict[str, float],
+) -> LanguageModel:
+    if parent is not None:
+        return parent.derive(model, "train", config=record, seed=seed, figures=figures)
+    return LanguageModel(model, tokenizer, Lineage.record("train", config=record, seed=seed, figures=figures))
+
+
+def _what_decides(
+    config: TrainConfig, splits: Splits, tokenizer: PreTrainedTokenizerBase, parent: LanguageModel | None
+) -> dict[str, Any]:
     """Everything that a run's result depends on, as it is read back from a file: JSON has no tuples."""
     settings = {key: value for key, value in asdict(config).items() if key not in RUN_TIME_ONLY} | {
         "train": splits.train.fingerprint,
         "heldout": splits.heldout.fingerprint,
         "tokenizer": tokenizer_fingerprint(tokenizer),
+        "parent": parent and parent.fingerprint,
     }
     read: dict[str, Any] = json.loads(json.dumps(settings))
     return read
@@ -139,26 +165,27 @@ class Trainer:
         domains: dict[str, PackedBlocks],
         folder: RunFolder,
         processes: Processes,
+        parent: LanguageModel | None = None,
     ) -> None:
         self.config, self.tokenizer, self.sampler, self.domains = config, tokenizer, sampler, domains
         self.folder, self.processes = folder, processes
-        shape = decoder_config(config, len(tokenizer), boundary_tokens(tokenizer)[1])
-        self.model = new_decoder(shape, config.seed).to(processes.device).train()
+        model = new_model(config, tokenizer) if parent is None else continued_model(parent)
+        self.model = model.to(processes.device).train()
+        self.objective = objective_of(self.model, config)
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.method = training_method(self.model, config)
         processes.shard(self.model)
-        self.chunk_step: SoftmaxGradient = softmax_gradient
-        if config.compile and can_compile():
-            self.chunk_step = compile_model(self.model)
+        self.chunk_step: SoftmaxGradient = compile_model(self.model) if config.compile else softmax_gradient
         self.schedule = schedule_of(config)
-        self.peak = peak_learning_rate(config, shape.hidden_size)
+        self.peak = peak_learning_rate(config, self.model.config.hidden_size)
         self.optimizer = new_optimizer(self.model, config)
+        self.average = WeightAverage(self.model, config.ema)
         self.step, self.seconds = 0, 0.0
         self.heldout: dict[str, float] = {}
 
     def run(self, show_progress: bool) -> dict[str, float]:
         """Take the steps that are left; return the figures of the end."""
-        state = load_checkpoint(self.folder.checkpoint, self.model, self.optimizer)
+        state = load_checkpoint(self.folder.checkpoint, self.model, self.optimizer, self.average)
         if state is not None:
             self.sampler.load_state_dict(state.sampler)
             self.step, self.seconds, self.heldout = state.step, state.seconds, state.heldout
@@ -192,14 +219,15 @@ class Trainer:
             "training_seconds": round(self.seconds, 1),
         }
 
-    def finished(self) -> DecoderForCausalLM | None:
+    def finished(self) -> PreTrainedModel | None:
         """The model as it is to be saved, and the end of training; None in all processes but the first. All call."""
         merge_low_rank(self.model)
-        weights = full_weights(self.model)
+        weights = averaged_weights(self.model, self.average)
         if not self.processes.first:
             return None
-        model = DecoderForCausalLM(self.model.config)
+        model = type(self.model)(self.model.config)
         model.load_state_dict(weights)
+        model.generation_config = self.model.generation_config
         return model.to(torch.bfloat16 if self.config.precision == "bf16" else torch.float32)
 
     def take_step(self) -> dict[str, float]:
@@ -214,13 +242,7 @@ class Trainer:
             group["lr"] = self.peak * share
         batch = self.sampler.next_batch(config.batch_tokens // config.block_size)
         scored = int((batch.labels != IGNORE_INDEX).sum())
-        nats = torch.zeros((), dtype=torch.float64)
-        for input_ids, labels, position_ids in self._micro_batches(batch):
-            with self._precision():
-                costs = self.model.token_losses(input_ids, position_ids, labels, config.z_loss, self.chunk_step)
-            # Sharded gradients are averaged over the processes, so the mean is scaled back to the sum it stands for.
-            (costs.loss * (processes.number / scored)).backward()
-            nats += costs.nll.sum().cpu()
+        nats = self._accumulate(batch, scored)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         norm = norm.full_tensor() if isinstance(norm, torch.distributed.tensor.DTensor) else norm
         loss = float(processes.sum(nats.to(processes.device))) / scored
@@ -233,7 +255,31 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.method.after_update(self.step, self.optimizer)
+        self.average.update(self.step)
         return {"loss": loss, "learning_rate": self.peak * share, "gradient_norm": float(norm)}
+
+    def _accumulate(self, batch: Batch, scored: int) -> Tensor:
+        """Add up the gradient of the batch's mean loss; return the nats of this process's tokens."""
+        nats = torch.zeros((), dtype=torch.float64)
+        number, rank = self.processes.number, self.processes.rank
+        with torch.random.fork_rng():  # of dropout, where a model has it
+            torch.manual_seed(int(np.random.SeedSequence((self.config.seed, self.step, rank)).generate_state(1)[0]))
+            for index, (input_ids, labels, position_ids) in enumerate(self._micro_batches(batch)):
+                with self._precision():
+                    costs = self.objective.costs(
+                        self.model,
+                        input_ids,
+                        position_ids,
+                        labels,
+                        step=self.step,
+                        micro_batch=index * number + rank,
+                        z_loss=self.config.z_loss,
+                        chunk_step=self.chunk_step,
+                    )
+                # Sharded gradients are averaged over the processes, so the mean is scaled back to the sum it is of.
+                torch.autograd.backward(costs.loss * (number / scored))
+                nats += costs.nll.sum().cpu()
+        return nats
 
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         rows = max(1, self.config.micro_batch_tokens // self.config.block_size)
@@ -251,19 +297,21 @@ class Trainer:
         return torch.autocast(self.processes.device.type, torch.bfloat16)
 
     def _heldout(self, tokens: int) -> dict[str, float]:
-        return heldout_bits_per_byte(
-            self.model,
-            self.domains,
-            tokens=tokens,
-            rows=max(1, self.config.micro_batch_tokens // self.config.block_size),
-            precision=self._precision(),
-            chunk_step=self.chunk_step,
-            processes=self.processes,
-        )
+        with self.average.in_place():
+            return heldout_bits_per_byte(
+                self.model,
+                self.domains,
+                tokens=tokens,
+                rows=max(1, self.config.micro_batch_tokens // self.config.block_size),
+                precision=self._precision(),
+                chunk_step=self.chunk_step,
+                processes=self.processes,
+                objective=self.objective,
+            )
 
     def _checkpoint(self) -> None:
         state = RunState(self.step, self.sampler.state_dict(), self.seconds, self.heldout)
-        save_checkpoint(self.folder.checkpoint, self.model, self.optimizer, state, self.processes)
+        save_checkpoint(self.folder.checkpoint, self.model, self.optimizer, self.average, state, self.processes)
 
     def _anybody(self, here: bool) -> bool:
         """Whether any process says so: all must stop at the same step."""
@@ -274,23 +322,7 @@ class Trainer:
         return MetricsLog(folder, resume_step=self.step, tensorboard=self.config.tensorboard)
 
 
-def new_decoder(shape: DecoderConfig, seed: int) -> DecoderForCausalLM:
-    """A decoder with random weights that depend on the seed alone.
-
-    The projections that write to the residual stream start smaller by the square root of their number, so that the
-    stream's variance does not grow with depth.
-    """
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        model = DecoderForCausalLM(shape)
-        layer: Any  # of plain parts
-        for layer in model.model.layers:
-            for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
-                projection.weight.mul_((2 * shape.num_hidden_layers) ** -0.5)
-    return model
-
-
-def training_method(model: DecoderForCausalLM, config: TrainConfig) -> LowRankTraining:
+def training_method(model: PreTrainedModel, config: TrainConfig) -> LowRankTraining:
     """Put the model under the run's method, in place."""
     if config.low_rank is None:
         return LowRankTraining()
