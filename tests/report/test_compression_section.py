@@ -26,8 +26,9 @@ def table():
 @pytest.fixture(scope="module")
 def page(table):
     from perplab.report import report
+    from perplab.report.compression_section import compression_section
 
-    return report([], compressed=table)
+    return report([], studies=[compression_section(table)])
 
 
 def test_every_model_is_a_point_in_every_plot_and_a_row_in_every_table(page, table):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perplab.report import plots
+from perplab.report import axes, plots
 from perplab.scoring.bootstrap import Interval
 
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
@@ -119,7 +119,7 @@ def test_sorted_values_cover_as_much_below_zero_as_above_it_in_proportion(count)
         coordinates = np.array(numbers(classed(tree, "area", side)[0].get("d"))).reshape(-1, 2)
         widths, heights = np.diff(coordinates[:, 0]), coordinates[:-1, 1] - up(0)
         areas[side] = abs(float(widths @ heights))
-    pixels = abs(up(1) - up(0)) * (plots.WIDTH - plots._LEFT - plots._RIGHT)
+    pixels = abs(up(1) - up(0)) * (axes.WIDTH - axes.LEFT - axes.RIGHT)
     assert areas["cheaper"] == pytest.approx(-np.minimum(values, 0).mean() * pixels, rel=0.02, abs=20)
     assert areas["dearer"] == pytest.approx(np.maximum(values, 0).mean() * pixels, rel=0.02, abs=20)
 
@@ -131,12 +131,12 @@ def test_thousands_of_values_stay_a_small_plot():
 @given(st.floats(1e-6, 1e9), st.floats(-1, 1))
 def test_axes_hold_all_values_between_round_ticks(size, middle):
     low, high = middle * size - size, middle * size + size
-    start, end = plots._rounded_out(low, high)
+    start, end = axes.rounded_out(low, high)
     assert start <= low + 1e-9 * size
     assert end >= high - 1e-9 * size
-    axis = plots._Axis(start, end, 0, 100)
+    axis = axes.Axis(start, end, 0, 100)
     assert 2 <= len(axis.ticks()) <= 9
-    assert len({plots._tick(tick, axis) for tick in axis.ticks()}) == len(axis.ticks())
+    assert len({axes.tick_text(tick, axis) for tick in axis.ticks()}) == len(axis.ticks())
 
 
 def test_words_are_escaped_and_long_labels_keep_their_whole_in_a_title():

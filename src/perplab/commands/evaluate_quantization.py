@@ -78,8 +78,9 @@ def evaluate_quantization(
     proxies = _proxies(table)
     if flags.report:
         from perplab.report import report, write
+        from perplab.report.compression_section import compression_section
 
-        write(report([], compressed=table), flags.report)
+        write(report([], studies=[compression_section(table)]), flags.report)
     if as_json:
         record = table.as_json() | {"corpus": corpus, "split": split, "seed": seed}
         record["proxy"] = {name: None if found is None else _proxy_json(found) for name, found in proxies.items()}

@@ -9,7 +9,6 @@ Decisions:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,26 +16,18 @@ from perplab.evaluation.quantization.measurements import Measurement
 from perplab.evaluation.quantization.real_text import LOG_PERPLEXITY
 from perplab.evaluation.quantization.table import Entry, GridTable, Row
 from perplab.report import plots as draw
-from perplab.report.parts import Column, Figure, Table, number, percentage
+from perplab.report.axes import MARKS
+from perplab.report.parts import Column, Figure, Section, Table, number, percentage
 
 _MOST_TASKS = 12
 """Tasks that get a plot."""
 _STARRED = 0.05
 
 
-@dataclass(frozen=True)
-class Compression:
-    """The section."""
-
-    note: str
-    figures: Sequence[Figure]
-    tables: Sequence[Table]
-
-
-def compression_section(table: GridTable) -> Compression:
+def compression_section(table: GridTable) -> Section:
     """Plots and tables of a model beside its compressed forms."""
     methods = list(dict.fromkeys(_method(row) for row in table.rows))
-    shapes = list(draw.MARKS)
+    shapes = list(MARKS)
     kinds = ", ".join(f"{shapes[place % len(shapes)]} {method}" for place, method in enumerate(methods))
     note = (
         f"{table.model} as it is, and {len(table.rows) - 1} compressed forms of it. Shapes are methods: {kinds}; the "
@@ -48,7 +39,9 @@ def compression_section(table: GridTable) -> Compression:
         _figure("Bytes against perplexity", table, methods, "MB of checkpoint", LOG_PERPLEXITY),
         *(_figure(_heading(one), table, methods, LOG_PERPLEXITY, one.name) for one in tasks[:_MOST_TASKS]),
     ]
-    return Compression(note, figures, [_losses(table), _efficiency(table)])
+    title = f"{table.model}, compressed"
+    tables = [_losses(table), _efficiency(table)]
+    return Section("compression", title, "Compressed models", note, figures, tables)
 
 
 def _figure(heading: str, table: GridTable, methods: Sequence[str], across: str, up: str) -> Figure:

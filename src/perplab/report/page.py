@@ -20,17 +20,15 @@ from markupsafe import Markup
 from perplab import __version__
 from perplab.artifacts import atomic_file
 from perplab.errors import PerplabError
-from perplab.evaluation.quantization.table import GridTable
 from perplab.report import text_section
 from perplab.report.claims_section import claims_section
 from perplab.report.colours import COST_STEP, COST_STEPS, DIFFERENCE_STEPS, palette_css
-from perplab.report.compression_section import compression_section
 from perplab.report.config import ReportConfig
 from perplab.report.cost_figures import cost_figures
 from perplab.report.difference_figures import difference_figures
 from perplab.report.heatmap import HeatMap, heat_map
 from perplab.report.method import method, subtitle
-from perplab.report.parts import LABEL_LETTERS, Figure, shortened
+from perplab.report.parts import LABEL_LETTERS, Figure, Section, shortened
 from perplab.report.subject import Subject
 from perplab.report.summary import summary
 from perplab.scoring.comparison import ScoreComparison, compare_scores
@@ -41,7 +39,6 @@ TEXT_BYTES = 2_300_000
 """Of those, the text shown token by token, with its data."""
 
 _HEADINGS = {"summary": "Summary", "plots": "Where the cost sits", "text": "The text"}
-_HEADINGS |= {"compression": "Compressed models", "claims": "Claims"}
 
 
 def report(
@@ -49,15 +46,15 @@ def report(
     claims: Sequence[Mapping[str, Any]] = (),
     config: ReportConfig | None = None,
     *,
-    compressed: GridTable | None = None,
+    studies: Sequence[Section] = (),
 ) -> str:
-    """One page about one model, or two on the same documents, or compressed models, or claims, or about all of it.
+    """One page about one model, or two on the same documents, or what other verbs found, or claims, or all of it.
 
     Args:
         subjects: at most two, from `study`.
         claims: rows of `perplab.claims.summary`.
         config: the page's title and the seed of its intervals.
-        compressed: a model beside compressed forms of it.
+        studies: what other verbs found.
 
     Returns:
         The page, whose UTF-8 has fewer than `MAX_BYTES` bytes.
@@ -67,22 +64,27 @@ def report(
             documents, a claim lacks a key, or claims make the page too large.
     """
     settings = config or ReportConfig()
-    _check(subjects, claims, compressed)
+    _check(subjects, claims, studies)
     comparison = _comparison(subjects, settings.seed)
     shown = heat_map(subjects, TEXT_BYTES) if subjects else None
     parts = {
         "summary": summary(subjects, comparison, seed=settings.seed) if subjects else None,
         "plots": _figures(subjects, comparison, settings.seed) if subjects else [],
         "text": shown,
-        "compression": compression_section(compressed) if compressed else None,
-        "claims": claims_section(claims),
     }
-    sections = [(name, _HEADINGS[name]) for name, content in parts.items() if content]
+    told = claims_section(claims)
+    sections = [
+        *((name, _HEADINGS[name]) for name, content in parts.items() if content),
+        *((study.name, study.heading) for study in studies),
+        *([("claims", "Claims")] if told else []),
+    ]
     page = _template().render(
-        title=settings.title or _title(subjects, compressed),
+        title=settings.title or _title(subjects, studies),
         models=[subject.name for subject in subjects],
         sections=sections,
         parts=parts,
+        studies=studies,
+        claims=told,
         text=_text(subjects, shown) if shown else None,
         subtitle=subtitle(subjects),
         method=list(method(subjects, settings.seed)) if subjects else [],
@@ -107,14 +109,14 @@ def write(page: str, path: str | os.PathLike[str]) -> None:
         temporary.write_text(page, encoding="utf-8", newline="")
 
 
-def _title(subjects: Sequence[Subject], compressed: GridTable | None) -> str:
-    names = [subject.name for subject in subjects] or ([f"{compressed.model}, compressed"] if compressed else [])
+def _title(subjects: Sequence[Subject], studies: Sequence[Section]) -> str:
+    names = [subject.name for subject in subjects] or [study.title for study in studies]
     return " and ".join(names) or "Claims"
 
 
-def _check(subjects: Sequence[Subject], claims: Sequence[Mapping[str, Any]], compressed: GridTable | None) -> None:
-    if not subjects and not claims and compressed is None:
-        raise PerplabError("there is nothing to report", "give a model, compressed models or claims")
+def _check(subjects: Sequence[Subject], claims: Sequence[Mapping[str, Any]], studies: Sequence[Section]) -> None:
+    if not (subjects or claims or studies):
+        raise PerplabError("there is nothing to report", "give a model, what a verb found, or claims")
     if len(subjects) > 2:
         raise PerplabError(f"a report of {len(subjects)} models", "give one or two")
     if len(subjects) == 2:

@@ -54,6 +54,27 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Section:
+    """What a verb found: words, plots and tables.
+
+    Attributes:
+        name: of the place in the page, one word.
+        title: of a page that holds this alone.
+        heading: above it.
+        note: what it is about and how to read it.
+        figures: plots.
+        tables: in the order of their weight.
+    """
+
+    name: str
+    title: str
+    heading: str
+    note: str
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
+
+
+@dataclass(frozen=True)
 class CardFigure:
     """A headline number. `name` is empty where the card's label says all."""
 
