@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from perplab.errors import PerplabError
     from perplab.evaluation.comparing import CompareConfig, compare
     from perplab.evaluation.suite import EvaluateConfig, evaluate
+    from perplab.laws.flatness import FlatnessConfig, measure_flatness
     from perplab.models import LanguageModel, Lineage, load
     from perplab.models.generation import GenerateConfig, generate
     from perplab.scoring import TokenScores, score
@@ -24,6 +25,7 @@ _HOMES = {
     "CompareConfig": "perplab.evaluation.comparing",
     "Corpus": "perplab.text",
     "EvaluateConfig": "perplab.evaluation.suite",
+    "FlatnessConfig": "perplab.laws.flatness",
     "FuseConfig": "perplab.compression",
     "GenerateConfig": "perplab.models.generation",
     "LanguageModel": "perplab.models",
@@ -40,6 +42,7 @@ _HOMES = {
     "fuse": "perplab.compression",
     "generate": "perplab.models.generation",
     "load": "perplab.models",
+    "measure_flatness": "perplab.laws.flatness",
     "open_corpus": "perplab.text",
     "perplexity": "perplab.scoring.perplexity",
     "prompt": "perplab.compression",
@@ -52,6 +55,7 @@ __all__ = [
     "CompareConfig",
     "Corpus",
     "EvaluateConfig",
+    "FlatnessConfig",
     "FuseConfig",
     "GenerateConfig",
     "LanguageModel",
@@ -68,6 +72,7 @@ __all__ = [
     "fuse",
     "generate",
     "load",
+    "measure_flatness",
     "open_corpus",
     "perplexity",
     "prompt",

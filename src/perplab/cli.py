@@ -42,6 +42,9 @@ app.command("perplab.commands.prompt:prompt", name="prompt", help="Train prompts
 app.command("perplab.commands.generate:generate", name="generate", help="Continue a prompt.")
 app.command("perplab.commands.lineage:lineage", name="lineage", help="Say how a model was made.")
 app.command("perplab.commands.scaling:app", name="scaling", help="Predict a training run from smaller ones.")
+app.command(
+    "perplab.commands.flatness:flatness", name="flatness", help="Say how flat the minimum is in which a model sits."
+)
 app.command("perplab.commands.claims:app", name="claims", help="Measure what papers claim.")
 
 

@@ -5,40 +5,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_blocks import blocks_of, drawn
 
 from perplab.errors import PerplabError
-from perplab.text import MixtureSampler, PackedBlocks, TokenStore
+from perplab.text import MixtureSampler
 
 NAMES = ("cpp", "prose", "python", "rust", "tex")
 
 
-def blocks_of(count, first_token):
-    """`count` blocks of two positions; the first input of each is a token of its own."""
-    tokens = np.arange(first_token, first_token + 2 * count, dtype=np.uint16)
-    store = TokenStore(
-        tokens=tokens,
-        offsets=np.arange(0, 2 * count + 1, 2),
-        document_bytes=np.ones(count, dtype=np.int64),
-        document_domain=np.zeros(count, dtype=np.int32),
-        domains=("text",),
-        token_bytes=np.ones(1 << 16, dtype=np.int64),
-        bos=0,
-        eos=0,
-    )
-    return PackedBlocks(store, None, 2)
-
-
 def groups_of(counts):
     return {name: blocks_of(count, 1000 * at) for at, (name, count) in enumerate(zip(NAMES, counts, strict=False))}
-
-
-def drawn(sampler, batches, batch_size=3):
-    """The group and first input of each row of the next batches."""
-    rows = []
-    for _ in range(batches):
-        batch = sampler.next_batch(batch_size)
-        rows += list(zip(batch.groups, batch.input_ids[:, 0].tolist(), strict=True))
-    return rows
 
 
 weight_lists = st.integers(2, 5).flatmap(

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from perplab.errors import PerplabError
+from perplab.training import train
 from perplab.training.distribution import Processes
-from perplab.training.trainer import train
 from runs_in_processes import InterruptAfter, finish, start, start_group
 
 SCRIPT = """

@@ -7,6 +7,10 @@ from perplab.errors import PerplabError
 
 _NAMES = (
     "scaling_over_training",
+    "scaling_ladder",
+    "implicit_bias_flatness",
+    "continual_pretraining",
+    "radd",
     "quantease",
     "quantization_evaluation",
     "fusegpt",

@@ -40,10 +40,13 @@ def _head(comparison: Comparison) -> Iterator[Text]:
     scores = comparison.scores
     yield verdict_line(comparison)
     for letter, name, cost in (("A", comparison.first, scores.first), ("B", comparison.second, scores.second)):
+        at_most = "at most " if cost.is_upper_bound else ""
         yield Text(
-            f"{letter} {name}: {cost.bits_per_byte:.4f} bits per byte, perplexity {cost.perplexity:.2f} over "
+            f"{letter} {name}: {at_most}{cost.bits_per_byte:.4f} bits per byte, perplexity {cost.perplexity:.2f} over "
             f"{cost.tokens:,} tokens"
         )
+        if cost.is_upper_bound:
+            yield Text(f"{letter} is a masked diffusion model: its cost is an upper bound, by any-order-bound.")
     if not scores.same_tokens:
         yield Text("The tokens differ: B's costs are laid over A's tokens between byte boundaries that both have.")
 

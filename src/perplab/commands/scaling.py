@@ -1,28 +1,29 @@
-"""`perplab scaling fit | predict | plan | plot`."""
+"""`perplab scaling run | fit | predict | plan | plot`."""
 
 import json
 import math
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from cyclopts import App, Parameter
 from rich.console import Console
-from rich.table import Table
 
 from perplab import laws
+from perplab.commands.assessment_page import (
+    assessment_figures,
+    count,
+    print_assessment,
+    right_aligned,
+    warnings_told,
+)
 from perplab.errors import PerplabError
 from perplab.laws.allocation import allocate
-from perplab.laws.assessment import LEVEL
 from perplab.laws.kinds import LAWS
 from perplab.laws.planner import Plan
 from perplab.laws.scaling import FitMethod, LossLaw
 
 app = App(name="scaling", help="Predict a training run from smaller ones.")
+app.command("perplab.commands.scaling_run:run", name="run", help="Train a ladder of small models and fit a law to it.")
 
 LawName = Literal["over-training", "chinchilla", "power", "downstream-error"]
 Json = Annotated[bool, Parameter(name="--json", negative="")]
@@ -60,18 +61,18 @@ def fit(
     if method is not None and law != "over-training":
         raise PerplabError(f"the {law} law has one way of fitting", "leave --method out")
     options = {} if method is None else {"method": method}
-    with _warnings_told():
+    with warnings_told():
         known = _runs_of(runs, corpus).where(lambda run: run.multiplier >= min_multiplier)
         fitted = known.where(lambda run: run.compute <= max_compute)
         held_out = known.where(lambda run: run.compute > max_compute)
         found = laws.assess(LAWS[law], fitted, held_out, resamples=resamples, seed=seed, **options)
     found.law.save(out)
     if as_json:
-        print(json.dumps({"law": law, "file": str(out), "runs": len(fitted)} | _fit_figures(found)))
+        print(json.dumps({"law": law, "file": str(out), "runs": len(fitted)} | assessment_figures(found)))
         return
     console = Console(highlight=False)
     console.print(f"{law} law of {len(fitted)} runs, written to {out}", soft_wrap=True)
-    _print_assessment(console, found)
+    print_assessment(console, found)
 
 
 @app.command
@@ -99,7 +100,7 @@ def predict(
     """
     loss_law = _loss_law(law)
     run = allocate(params=params, tokens=tokens, multiplier=multiplier, compute=compute)
-    with _warnings_told():
+    with warnings_told():
         loss_law.warn_outside(float(run.multiplier))
     told = {name: float(getattr(run, name)) for name in ("params", "tokens", "multiplier", "compute")}
     told["loss"] = float(loss_law.predict(params=run.params, tokens=run.tokens))
@@ -108,8 +109,8 @@ def predict(
     if as_json:
         print(json.dumps(told))
         return
-    table = _right_aligned(*told)
-    table.add_row(*(_count(told[name]) for name in list(told)[:4]), *(f"{told[name]:.4f}" for name in list(told)[4:]))
+    table = right_aligned(*told)
+    table.add_row(*(count(told[name]) for name in list(told)[:4]), *(f"{told[name]:.4f}" for name in list(told)[4:]))
     Console().print(table)
 
 
@@ -126,16 +127,16 @@ def plan(law: Path, /, *, target_loss: float, inference_tokens: float = 0, as_js
     loss_law = _loss_law(law)
     if isinstance(loss_law, laws.PowerLaw):
         raise PerplabError(f"{law} is of one multiplier and cannot choose another", "give an over-training law")
-    with _warnings_told():
+    with warnings_told():
         advice = laws.plan(loss_law, target_loss, inference_tokens)
     named = {"plan": advice.plan, "training optimal": advice.training_optimal}
     if as_json:
         told = {name.replace(" ", "_"): _plan_figures(chosen) for name, chosen in named.items()}
         print(json.dumps(told | {"savings": advice.savings}))
         return
-    table = _right_aligned("", "params", "tokens", "D/N", "training", "inference", "total")
+    table = right_aligned("", "params", "tokens", "D/N", "training", "inference", "total")
     for name, chosen in named.items():
-        table.add_row(name, *map(_count, _plan_figures(chosen).values()))
+        table.add_row(name, *map(count, _plan_figures(chosen).values()))
     Console().print(table)
     Console(highlight=False).print(f"The plan saves {advice.savings:.1%} of the floating-point operations.")
 
@@ -151,7 +152,7 @@ def plot(runs: Path, /, *, law: Path, out: Path, corpus: str | None = None, min_
         corpus: Draw the runs of this training corpus alone.
         min_multiplier: Leave out runs of fewer tokens per parameter.
     """
-    with _warnings_told():
+    with warnings_told():
         drawn = _runs_of(runs, corpus).where(lambda run: run.multiplier >= min_multiplier)
     laws.plot_law(laws.read_law(law), drawn, out)
     print(out)
@@ -174,80 +175,7 @@ def _loss_law(path: Path) -> Any:
     return law
 
 
-def _fit_figures(found: laws.Assessment) -> dict[str, Any]:
-    return {
-        "parameters": {
-            name: {"value": getattr(found.law, name), "interval": found.intervals.get(name)}
-            for name in found.law.parameters()
-        },
-        "left_out": [None if np.isnan(error) else float(error) for error in found.left_out],
-        "held_out": [
-            {
-                "params": row.run.params,
-                "tokens": row.run.tokens,
-                "multiplier": row.run.multiplier,
-                "measured": row.measured,
-                "predicted": row.predicted,
-                "interval": row.interval,
-                "relative_error": row.relative_error,
-            }
-            for row in found.held_out
-        ],
-        "mean_errors": dict(found.mean_errors),
-    }
-
-
-def _print_assessment(console: Console, found: laws.Assessment) -> None:
-    table = _right_aligned("parameter", "value", f"{LEVEL:.0%} interval")
-    for name in found.law.parameters():
-        table.add_row(name, f"{getattr(found.law, name):.6g}", _range(found.intervals.get(name), ".4g"))
-    console.print(table)
-    left_out = found.left_out[np.isfinite(found.left_out)]
-    if len(left_out):
-        console.print(
-            f"{len(left_out)} runs, each from the others: error {left_out.mean():.2%}, worst {left_out.max():.2%}"
-        )
-    if not found.held_out:
-        return
-    columns = ("params", "D/N", "measured", "predicted", f"{LEVEL:.0%} interval", "error")
-    table = _right_aligned(*columns, title="runs that were not fitted")
-    for row in sorted(found.held_out, key=lambda row: row.run.compute):
-        values = (f"{row.measured:.4f}", f"{row.predicted:.4f}", _range(row.interval, ".4f"))
-        table.add_row(_count(row.run.params), _count(row.run.multiplier), *values, f"{row.relative_error:.2%}")
-    console.print(table)
-    errors = ", ".join(f"{name} {error:.2%}" for name, error in found.mean_errors.items())
-    console.print(f"mean error: {errors}", soft_wrap=True)
-
-
-def _right_aligned(first: str, *others: str, title: str | None = None) -> Table:
-    table = Table(first, title=title, title_justify="left")
-    for name in others:
-        table.add_column(name, justify="right")
-    return table
-
-
 def _plan_figures(chosen: Plan) -> dict[str, float]:
     return {
         name: getattr(chosen, name) for name in ("params", "tokens", "multiplier", "training", "inference", "total")
     }
-
-
-def _count(value: float) -> str:
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if size <= value < 1e15:
-            return f"{value / size:.4g}{unit}"
-    return f"{value:.4g}" if value < 1e15 else f"{value:.2e}"
-
-
-def _range(interval: tuple[float, float] | None, form: str) -> str:
-    return f"{interval[0]:{form}} to {interval[1]:{form}}" if interval else ""
-
-
-@contextmanager
-def _warnings_told() -> Iterator[None]:
-    """Each `LawWarning` once, as a line on standard error."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", laws.LawWarning)
-        yield
-    for message in dict.fromkeys(str(warning.message) for warning in caught):
-        print(f"perplab: warning: {message}", file=sys.stderr)

@@ -16,7 +16,7 @@ from perplab.models import LanguageModel, load
 from perplab.scoring import TokenScores
 from perplab.scoring import score as score_text
 from perplab.scoring.bootstrap import Interval
-from perplab.scoring.conventions import Convention, convention_of
+from perplab.scoring.conventions import Convention, convention_for
 from perplab.scoring.perplexity import Perplexity, summary
 from perplab.scoring.tables import LossRow, by_position, by_token_class, loss_table
 from perplab.scoring.token_classes import token_classifier
@@ -35,9 +35,11 @@ def score(
     corpus: str | None = None,
     split: Split = "all",
     limit_bytes: Annotated[int | None, Parameter(name="--limit-size")] = None,
-    convention: str = "perplab",
+    convention: str | None = None,
     window: int | None = None,
     stride: int | None = None,
+    draws: int | None = None,
+    seed: int = 0,
     by: View = "domain",
     metrics: Annotated[tuple[TokenMetric, ...], Parameter(name="--metric", negative="")] = (),
     out: str | None = None,
@@ -50,13 +52,16 @@ def score(
 
     Args:
         text: Text to score; - reads it from standard input.
-        model: Folder or hub id of a causal language model, or pocket.
+        model: Folder or hub id of a causal or masked language model, or pocket.
         corpus: Score these documents in place of TEXT: builtin:NAME, a file or folder, or hf:DATASET.
         split: Side of the corpus: all, train or heldout.
         limit_bytes: Read at most so many bytes of the corpus.
-        convention: Whose way of taking a perplexity: perplab, lm-eval, nanochat, hf-stride, gptq or llamacpp.
+        convention: Whose way of taking a perplexity: perplab, lm-eval, nanochat, hf-stride, gptq or llamacpp. A masked
+            diffusion model has an upper bound in its place, any-order-bound.
         window: Tokens read in a window, in place of the convention's.
         stride: Tokens between the begins of windows, in place of the convention's.
+        draws: Masks a window that the bound of a masked diffusion model is taken from, in place of 16.
+        seed: Of those masks.
         by: What the table shows beside the whole: domain, position or token-class.
         metrics: A column beside the cost, such as rank or entropy; give the flag once for each.
         out: Keep the scores of every token in this folder. An interrupted run goes on from there.
@@ -67,8 +72,10 @@ def score(
     """
     if (text is None) == (corpus is None):
         raise PerplabError("score takes either TEXT or --corpus", "give one of the two")
-    chosen = replace(convention_of(convention), window=window, stride=stride)
     language_model = load(model, device=device, dtype=dtype)
+    chosen = replace(convention_for(language_model, convention), window=window, stride=stride, seed=seed)
+    if draws is not None:
+        chosen = _with_draws(chosen, draws)
     options: dict[str, Any] = {
         "convention": chosen,
         "metrics": metrics,
@@ -86,6 +93,14 @@ def score(
     _show_corpus(scores, language_model, chosen, by, as_json)
 
 
+def _with_draws(convention: Convention, draws: int) -> Convention:
+    if not convention.is_upper_bound:
+        raise PerplabError(f"draws of masks for {convention.name}, which draws none", "leave --draws out")
+    if draws < 2:
+        raise PerplabError(f"draws is {draws}", "give 2 or more")
+    return replace(convention, draws=draws)
+
+
 def _show_text(scores: TokenScores, language_model: LanguageModel, convention: Convention, as_json: bool) -> None:
     whole = summary(scores, convention)
     if as_json:
@@ -95,9 +110,13 @@ def _show_text(scores: TokenScores, language_model: LanguageModel, convention: C
         return
     console = Console(highlight=False)
     console.print(coloured_costs(scores, language_model.tokenizer), soft_wrap=True)
+    at_most = how = ""
+    if whole.is_upper_bound:
+        at_most, how = "at most ", f" (upper bound from {convention.draws} masks a window)"
     console.print(
-        f"\n{whole.num_tokens} tokens, {whole.num_bytes} bytes: perplexity {whole.token_perplexity:.2f}, "
-        f"{whole.bits_per_byte:.3f} bits per byte"
+        f"\n{whole.num_tokens} tokens, {whole.num_bytes} bytes: perplexity {at_most}{whole.token_perplexity:.2f}, "
+        f"{at_most}{whole.bits_per_byte:.3f} bits per byte{how}",
+        soft_wrap=True,
     )
 
 
@@ -120,13 +139,15 @@ def _show_corpus(
     if as_json:
         print(json.dumps({**scores.origin, **whole.as_json(), "rows": [asdict(row) for row in rows]}))
     else:
-        Console().print(_loss_table(rows, by))
+        Console().print(_loss_table(rows, by, "nats a token, at most" if whole.is_upper_bound else "nats a token"))
 
 
 def _domain_table(parts: dict[str, Perplexity], whole: Perplexity) -> Table:
     in_bits = whole.unit == "bits per byte"
-    units = ("bits per byte",) if in_bits else (whole.unit, "bits per byte")
-    table = _table(f"by the convention {whole.convention}", "domain", "documents", "tokens", *units)
+    bits = "upper bound on bits per byte" if whole.is_upper_bound else "bits per byte"
+    units = (bits,) if in_bits else (whole.unit, bits)
+    headings = (unit.replace("upper bound on ", "upper bound on\n") for unit in units)
+    table = _table(f"by the convention {whole.convention}", "domain", "documents", "tokens", *headings)
     for name, part in parts.items():
         if name == "all":
             table.add_section()
@@ -136,8 +157,8 @@ def _domain_table(parts: dict[str, Perplexity], whole: Perplexity) -> Table:
     return table
 
 
-def _loss_table(rows: list[LossRow], by: View) -> Table:
-    table = _table(None, by.replace("-", " "), "tokens", "of tokens", "nats a token", "of the loss")
+def _loss_table(rows: list[LossRow], by: View, unit: str) -> Table:
+    table = _table(None, by.replace("-", " "), "tokens", "of tokens", unit, "of the loss")
     for row in rows:
         nats = _with_interval(row.nats_per_token, row.interval)
         table.add_row(row.name, f"{row.tokens:,}", f"{row.token_share:.1%}", nats, f"{row.loss_share:.1%}")

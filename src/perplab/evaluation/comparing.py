@@ -22,6 +22,7 @@ from perplab.evaluation.proxy_verdict import ProxyVerdict, VariantOutcome, proxy
 from perplab.evaluation.suite import EvaluateConfig, evaluate
 from perplab.evaluation.task_comparison import TaskComparison, compare_tasks
 from perplab.models import LanguageModel
+from perplab.models.any_order import is_any_order
 from perplab.scoring import TokenScores, score
 from perplab.scoring.bootstrap import PairedDifference
 from perplab.scoring.comparison import ScoreComparison, compare_scores, refuse_too_few
@@ -119,13 +120,15 @@ def compare(
 
     Raises:
         PerplabError: there are fewer than two documents, or they give no item for any task, or a model gives no finite
-            cost, or the ledger cannot be read or written.
+            cost or cannot choose answers, or the ledger cannot be read or written.
     """
     config = config or CompareConfig()
     watch = watch or _unwatched
     documents = list(documents)
     refuse_too_few(len(documents))
     models = first, second
+    if config.tasks:
+        _refuse_without_choices(models)
     ledger = Ledger(config.ledger)
     ledger.check()  # before the work, rather than after it
     draws: dict[str, Any] = {"resamples": config.resamples, "level": config.level, "seed": config.seed}
@@ -150,6 +153,15 @@ def compare(
         speed_ratio=timings[0].seconds / timings[1].seconds,
         proxy=_proxy(models, documents, config, tasks, compared.bits_per_byte, ledger) if tasks else None,
     )
+
+
+def _refuse_without_choices(models: Sequence[LanguageModel]) -> None:
+    for model in models:
+        if is_any_order(model.model):
+            raise PerplabError(
+                f"{model.name} is a masked diffusion model, which has no exact log-probability to choose answers by",
+                "compare without tasks (--no-tasks)",
+            )
 
 
 def _tasks(

@@ -18,8 +18,8 @@ from typing import TypeVar
 import torch
 
 from perplab.models import LanguageModel
-from perplab.scoring.conventions import CONVENTIONS, DEFAULT, max_length_of, plan
-from perplab.scoring.engine import score_requests
+from perplab.scoring.conventions import convention_for, plan
+from perplab.scoring.text_scores import longest_window, request_scores
 from perplab.text import Document
 
 TIMED_CHARACTERS = 16_384
@@ -79,19 +79,20 @@ def time_in_turn(models: Sequence[LanguageModel], documents: Iterable[Document],
         PerplabError: whatever the engine refuses.
     """
     sample = list(_beginning(documents))
+    conventions = [convention_for(model, None) for model in models]
     requests = [
         [
             request
-            for document in plan(CONVENTIONS[DEFAULT], model.tokenizer, sample, max_length_of(model))
+            for document in plan(convention, model.tokenizer, sample, longest_window(model, convention))
             for request in document.requests
         ]
-        for model in models
+        for model, convention in zip(models, conventions, strict=True)
     ]
     taken: list[list[float]] = [[] for _ in models]
     for _ in range(1 + rounds):
-        for seconds, model, asked in zip(taken, models, requests, strict=True):
+        for seconds, model, asked, convention in zip(taken, models, requests, conventions, strict=True):
             started = time.perf_counter()
-            for _ in score_requests(model, asked):
+            for _ in request_scores(model, asked, convention):
                 pass
             seconds.append(time.perf_counter() - started)
     return [

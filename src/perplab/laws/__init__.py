@@ -2,7 +2,7 @@
 
 `OverTrainingLaw`, `ChinchillaLaw` and `PowerLaw` predict the loss of a run, `DownstreamErrorLaw` the error over tasks
 from a loss, `chain` the one through the other; `plan` chooses the run; `leave_one_out` and `residual_bootstrap` say how
-far to trust it.
+far to trust it. The ladder of runs to fit is made by `perplab.laws.ladder`, which needs torch and is imported apart.
 """
 
 from perplab.laws.assessment import Assessment, assess

@@ -5,7 +5,7 @@ are predicted by the law and, beside it, by the baselines that a useful law has 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,17 +28,24 @@ class Prediction:
         measured: its loss or error.
         predicted: what the law says.
         interval: of the prediction, at `LEVEL`; None where residuals were not redrawn.
+        baselines: what each baseline says, by its name.
     """
 
     run: Run
     measured: float
     predicted: float
     interval: Range | None
+    baselines: Mapping[str, float]
 
     @property
     def relative_error(self) -> float:
         """`|predicted - measured| / measured`."""
         return float(relative_error(self.predicted, self.measured))
+
+    @property
+    def baseline_errors(self) -> dict[str, float]:
+        """The same for each baseline."""
+        return {name: float(relative_error(value, self.measured)) for name, value in self.baselines.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +57,21 @@ class Assessment:
         intervals: of its parameters, at `LEVEL`; empty where residuals were not redrawn.
         left_out: (fitted runs,), relative error on each run of the law fitted to the others, NaN where it needs it.
         held_out: the runs that were not fitted.
-        mean_errors: mean relative error on the held-out runs, by law or baseline; empty without such runs.
     """
 
     law: Law
     intervals: Mapping[str, Range]
     left_out: Floats
     held_out: tuple[Prediction, ...]
-    mean_errors: Mapping[str, float]
+
+    @property
+    def mean_errors(self) -> dict[str, float]:
+        """Mean relative error on the held-out runs, by law or baseline; empty without such runs."""
+        if not self.held_out:
+            return {}
+        columns = {name: [row.baseline_errors[name] for row in self.held_out] for name in self.held_out[0].baselines}
+        own = [row.relative_error for row in self.held_out]
+        return {name: float(np.mean(errors)) for name, errors in ({f"{self.law.kind} law": own} | columns).items()}
 
 
 def assess(
@@ -85,13 +99,18 @@ def assess(
         law=law,
         intervals={name: _interval([getattr(one, name) for one in redrawn]) for name in kind.parameters() if redrawn},
         left_out=leave_one_out(kind, fitted, **options),
-        held_out=_predictions(law, redrawn, held_out) if len(held_out) else (),
-        mean_errors=_mean_errors(law, fitted, held_out) if len(held_out) else {},
+        held_out=_predictions(law, redrawn, fitted, held_out) if len(held_out) else (),
     )
 
 
-def _predictions(law: Law, redrawn: list[Law], runs: Runs) -> tuple[Prediction, ...]:
+def with_predicted_loss(law: Law, runs: Runs) -> Runs:
+    """The runs with the loss that a law predicts of them, from which an error law has to predict what was not run."""
+    return Runs(replace(run, loss=float(loss)) for run, loss in zip(runs, predict_runs(law, runs), strict=True))
+
+
+def _predictions(law: Law, redrawn: list[Law], fitted: Runs, runs: Runs) -> tuple[Prediction, ...]:
     measured, predicted = getattr(runs, law.target), predict_runs(law, runs)
+    baselines = loss_baselines(fitted, runs) if law.target == "loss" else error_baselines(fitted, runs, runs.loss)
     resampled = np.array([predict_runs(one, runs) for one in redrawn])
     return tuple(
         Prediction(
@@ -99,16 +118,10 @@ def _predictions(law: Law, redrawn: list[Law], runs: Runs) -> tuple[Prediction, 
             measured=float(measured[row]),
             predicted=float(predicted[row]),
             interval=_interval(resampled[:, row]) if redrawn else None,
+            baselines={name: float(values[row]) for name, values in baselines.items()},
         )
         for row, run in enumerate(runs)
     )
-
-
-def _mean_errors(law: Law, fitted: Runs, runs: Runs) -> dict[str, float]:
-    baselines = loss_baselines(fitted, runs) if law.target == "loss" else error_baselines(fitted, runs, runs.loss)
-    predictions = {f"{law.kind} law": predict_runs(law, runs)} | baselines
-    measured = getattr(runs, law.target)
-    return {name: float(relative_error(predicted, measured).mean()) for name, predicted in predictions.items()}
 
 
 def _interval(values: Floats | list[float]) -> Range:

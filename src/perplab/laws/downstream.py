@@ -7,7 +7,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Self, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from perplab.laws.law import Floats, Law, warn
 from perplab.laws.points import positive_columns, require_points
 from perplab.laws.scaling import LossLaw
 from perplab.laws.separable import fit_separable
+from perplab.laws.separable_batch import fit_separable_each
 
 _GAMMAS = 0.02, 20.0
 _LEAST_SPAN = 0.05
@@ -60,17 +61,37 @@ class DownstreamErrorLaw(Law):
         span = float(np.ptp(errors))
         if span < _LEAST_SPAN:
             warn(f"the errors span only {span:.3f}: runs near chance do not determine eps, k and gamma")
-        nearest = losses.min()  # of the exponential: exp(-gamma (L - nearest)) neither vanishes nor overflows
-        gamma, (eps, scaled_k) = fit_separable(
-            lambda gamma: np.column_stack([np.ones_like(losses), -np.exp(-gamma * (losses - nearest))]),
-            errors,
-            *_GAMMAS,
-        )
-        return cls(eps=float(eps), k=float(scaled_k * np.exp(gamma * nearest)), gamma=gamma)
+        gamma, (eps, scaled_k) = fit_separable(_columns(losses), errors, *_GAMMAS)
+        return cls(eps=float(eps), k=float(scaled_k * np.exp(gamma * losses.min())), gamma=gamma)
+
+    @classmethod
+    def fit_each(cls, targets: Floats, **columns: Any) -> list[Self]:
+        """The laws of the same losses with other errors, (laws, runs), at once."""
+        (losses,) = positive_columns(loss=columns["loss"])
+        positive_columns(error=targets.ravel())
+        require_points(3, cls.kind, losses)
+        gammas, coefficients = fit_separable_each(_columns(losses), targets, *_GAMMAS)
+        return [
+            cls(eps=float(eps), k=float(scaled_k * np.exp(gamma * losses.min())), gamma=float(gamma))
+            for gamma, (eps, scaled_k) in zip(gammas, coefficients, strict=True)
+        ]
 
     def predict(self, loss: npt.ArrayLike) -> Floats:
         """Mean top-1 error at a loss in nats per token."""
         return self.eps - self.k * np.exp(-self.gamma * np.asarray(loss, dtype=np.float64))
+
+
+def _columns(losses: Floats) -> Callable[[npt.ArrayLike], Floats]:
+    """From gamma, or gammas of shape (..., 1), to the design matrix of eps and k, (..., runs, 2).
+
+    The exponential is of the distance to the smallest loss, so that it neither vanishes nor overflows.
+    """
+
+    def columns(gamma: npt.ArrayLike) -> Floats:
+        decay = np.exp(-np.asarray(gamma) * (losses - losses.min()))
+        return np.stack([np.ones_like(decay), -decay], axis=-1)
+
+    return columns
 
 
 def chain(loss_law: LossLaw, error_law: DownstreamErrorLaw) -> Callable[..., Floats]:

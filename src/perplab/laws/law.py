@@ -61,6 +61,16 @@ class Law:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
+    def fit_each(cls, targets: Floats, **columns: Any) -> list[Self]:
+        """The law fitted to the same runs with each of several targets.
+
+        Args:
+            targets: (laws, runs), what the law predicts.
+            columns: the inputs of the law, and options of its `fit`.
+        """
+        return [cls.fit(**columns, **{cls.target: target}) for target in targets]
+
+    @classmethod
     def parameters(cls) -> list[str]:
         """Names of the numbers that a fit determines."""
         return [field.name for field in fields(cls) if field.type is float]

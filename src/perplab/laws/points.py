@@ -6,7 +6,7 @@ import numpy.typing as npt
 from perplab.errors import PerplabError
 from perplab.laws.law import Floats
 
-_SAME = 1.05
+SAME_WITHIN = 1.05
 """Quantities within this ratio of each other count as one: rounding of token counts is no variation."""
 
 
@@ -42,7 +42,7 @@ def require_points(needed: int, kind: str, *columns: Floats) -> None:
 
 def varies(values: Floats) -> bool:
     """Whether the values differ by more than rounding."""
-    return bool(values.max() > _SAME * values.min())
+    return bool(values.max() > SAME_WITHIN * values.min())
 
 
 def require_identifiable(params: Floats, tokens: Floats) -> None:

@@ -76,7 +76,9 @@ def residual_bootstrap(
     predicted = predict_runs(fitted, runs)
     residuals = (measured - predicted) * np.sqrt(len(runs) / (len(runs) - parameters))
     draws = np.random.default_rng(seed).choice(residuals - residuals.mean(), size=(resamples, len(runs)))
-    return [_fit(law, runs, predicted + draw, options) for draw in draws]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LawWarning)
+        return law.fit_each(predicted + draws, **_inputs(law, runs), **options)
 
 
 def _fit(law: type[AnyLaw], runs: Runs, target: Floats, options: dict[str, Any]) -> AnyLaw:

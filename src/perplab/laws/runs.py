@@ -16,6 +16,7 @@ import numpy as np
 
 from perplab.errors import PerplabError
 from perplab.laws.law import Floats, warn
+from perplab.laws.points import SAME_WITHIN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -122,9 +123,20 @@ class Runs(Sequence[Run]):
         return Runs(run for run in self if wanted(run))
 
     def by_multiplier(self) -> "dict[float, Runs]":
-        """The runs of each token multiplier, which is rounded to one decimal, ascending."""
-        rounded = {round(run.multiplier, 1) for run in self}
-        return {m: Runs(run for run in self if round(run.multiplier, 1) == m) for m in sorted(rounded)}
+        """The runs of each token multiplier, ascending; the key is their mean, rounded to one decimal.
+
+        Token counts are rounded to whole steps, so multipliers within a twentieth of the smallest of them are one.
+        """
+        ascending = sorted(self, key=lambda run: run.multiplier)
+        groups: list[list[Run]] = []
+        for run in ascending:
+            if not groups or run.multiplier > SAME_WITHIN * groups[-1][0].multiplier:
+                groups.append([])
+            groups[-1].append(run)
+        return {
+            round(float(np.mean([run.multiplier for run in alike])), 1): self.where(alike.__contains__)
+            for alike in groups
+        }
 
     @property
     def params(self) -> Floats:

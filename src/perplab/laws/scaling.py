@@ -16,9 +16,10 @@ the power law `L(C) = E + offset C^-eta`, and eta does not depend on M.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from typing import ClassVar, Literal, Self, Unpack
+from typing import Any, ClassVar, Literal, Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ from perplab.laws.allocation import Allocation, Quantities, allocate
 from perplab.laws.law import Floats, Law, warn
 from perplab.laws.points import positive_columns, require_identifiable, require_points, varies
 from perplab.laws.separable import fit_separable
+from perplab.laws.separable_batch import fit_separable_each
 
 _EXPONENTS = 0.005, 2.0
 _CONVERGED = {"ftol": 1e-14, "xtol": 1e-14, "gtol": 1e-14, "max_nfev": 10_000}
@@ -120,9 +122,7 @@ class OverTrainingLaw(LossLaw):
                 not tell a and b or the irreducible loss apart.
         """
         n, d, losses = positive_columns(params=params, tokens=tokens, loss=loss)
-        require_points(4, cls.kind, n, d)
-        require_identifiable(n, d)
-        runs = Allocation(n, d)
+        runs = cls._checked(n, d)
         methods = {"varpro": _by_projection, "lm": _by_levenberg_marquardt}
         if method not in methods:
             raise PerplabError(f"the method {method!r} is unknown", f"choose from {', '.join(methods)}")
@@ -131,6 +131,49 @@ class OverTrainingLaw(LossLaw):
             raise PerplabError(f"eta comes out as {eta:.3g}: the loss does not fall with compute", "fit other runs")
         _warn_of_bounds(irreducible=irreducible, a=a, b=b)
         return cls(irreducible=irreducible, a=a, b=b, eta=eta, multipliers=_span(runs.multiplier))
+
+    @classmethod
+    def fit_above(cls, irreducible: float, params: npt.ArrayLike, tokens: npt.ArrayLike, loss: npt.ArrayLike) -> Self:
+        """Fit a, b and eta where the irreducible loss is known, as it is of a generated language.
+
+        Args:
+            irreducible: E, nats per token.
+            params: as for `fit`, and so are the others.
+            tokens: (runs,).
+            loss: (runs,), above `irreducible`.
+
+        Raises:
+            PerplabError: as for `fit`, with three distinct runs, or a loss is not above the irreducible one.
+        """
+        n, d, losses = positive_columns(params=params, tokens=tokens, loss=loss)
+        (reducible,) = positive_columns(reducible_loss=losses - irreducible)
+        require_points(3, cls.kind, n, d)
+        require_identifiable(n, d)
+        runs = Allocation(n, d)
+        columns = _over_training_columns(runs)
+        eta, (a, b) = fit_separable(lambda eta: columns(eta)[:, 1:], reducible, *_EXPONENTS)
+        _warn_of_bounds(a=a, b=b)
+        return cls(irreducible=irreducible, a=float(a), b=float(b), eta=eta, multipliers=_span(runs.multiplier))
+
+    @classmethod
+    def fit_each(cls, targets: Floats, **columns: Any) -> list[Self]:
+        """The laws of the same runs with other losses, (laws, runs), at once where the method is `varpro`."""
+        if columns.get("method", "varpro") != "varpro":
+            return super().fit_each(targets, **columns)
+        runs = cls._checked(*positive_columns(params=columns["params"], tokens=columns["tokens"]))
+        positive_columns(loss=targets.ravel())
+        etas, coefficients = fit_separable_each(_over_training_columns(runs), targets, *_EXPONENTS)
+        span = _span(runs.multiplier)
+        return [
+            cls(irreducible=float(e), a=float(a), b=float(b), eta=float(eta), multipliers=span)
+            for eta, (e, a, b) in zip(etas, coefficients, strict=True)
+        ]
+
+    @classmethod
+    def _checked(cls, params: Floats, tokens: Floats) -> Allocation:
+        require_points(4, cls.kind, params, tokens)
+        require_identifiable(params, tokens)
+        return Allocation(params, tokens)
 
     def offset(self, multiplier: npt.ArrayLike) -> Floats:
         """The factor of C^-eta at a multiplier, `a M^eta + b M^-eta`."""
@@ -192,13 +235,19 @@ class PowerLaw(LossLaw):
         return self.scale * spent.compute**-self.eta
 
 
-def _by_projection(runs: Allocation, loss: Floats) -> tuple[float, float, float, float]:
-    def columns(eta: float) -> Floats:
-        ratio = runs.multiplier**eta
-        decay = runs.compute**-eta
-        return np.column_stack([np.ones_like(loss), ratio * decay, decay / ratio])
+def _over_training_columns(runs: Allocation) -> Callable[[npt.ArrayLike], Floats]:
+    """From eta, or etas of shape (..., 1), to the design matrix of E, a and b, (..., runs, 3)."""
 
-    eta, (irreducible, a, b) = fit_separable(columns, loss, *_EXPONENTS)
+    def columns(eta: npt.ArrayLike) -> Floats:
+        exponent = np.asarray(eta)
+        ratio, decay = runs.multiplier**exponent, runs.compute**-exponent
+        return np.stack([np.ones_like(decay), ratio * decay, decay / ratio], axis=-1)
+
+    return columns
+
+
+def _by_projection(runs: Allocation, loss: Floats) -> tuple[float, float, float, float]:
+    eta, (irreducible, a, b) = fit_separable(_over_training_columns(runs), loss, *_EXPONENTS)
     return float(irreducible), float(a), float(b), eta
 
 

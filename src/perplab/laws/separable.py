@@ -12,7 +12,8 @@ from scipy import optimize
 
 from perplab.laws.law import Floats, warn
 
-_GRID = 120
+GRID = 120
+"""Exponents tried before the search, evenly spread in their logarithm."""
 
 
 def fit_separable(columns: Callable[[float], Floats], target: Floats, low: float, high: float) -> tuple[float, Floats]:
@@ -31,14 +32,14 @@ def fit_separable(columns: Callable[[float], Floats], target: Floats, low: float
         design = columns(float(np.exp(log_exponent)))
         return float(np.sum((design @ nonnegative_least_squares(design, target) - target) ** 2))
 
-    grid = np.linspace(np.log(low), np.log(high), _GRID)
+    grid = np.linspace(np.log(low), np.log(high), GRID)
     best = int(np.argmin([cost(point) for point in grid]))
     step = grid[1] - grid[0]
     found = optimize.minimize_scalar(  # around zero, for the search's tolerance is relative to where it looks
         lambda shift: cost(grid[best] + shift), bounds=(-step, step), method="bounded", options={"xatol": 1e-14}
     )
     exponent = float(np.exp(grid[best] + found.x))
-    if best in (0, _GRID - 1):
+    if best in (0, GRID - 1):
         warn(f"the best exponent is at the edge of the search, {exponent:.3g}: the runs do not determine it")
     return exponent, nonnegative_least_squares(columns(exponent), target)
 

@@ -1,7 +1,7 @@
-"""Continuing a prompt with any causal language model.
+"""Continuing a prompt with any language model; a masked diffusion model draws its tokens in any order.
 
-A prompt is preceded by the token that begins documents, as in training; sampling takes its seed as an argument and
-leaves the global generator as it was.
+A causal model's prompt is preceded by the token that begins documents, as in training; sampling takes its seed as an
+argument and leaves the global generator as it was.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,8 @@ import torch
 from transformers.generation.streamers import TextStreamer
 
 from perplab.errors import PerplabError
+from perplab.models.any_order import is_any_order
+from perplab.models.diffusion.infilling import DiffusionGenerateConfig, Filled, fill
 from perplab.models.language_model import LanguageModel
 from perplab.models.position_limit import position_limit
 from perplab.text import boundary_tokens, text_encoder
@@ -77,6 +79,11 @@ def generate(
         PerplabError: prompt and continuation are longer than the model's positions.
     """
     config = config or GenerateConfig()
+    if is_any_order(language_model.model):
+        continuation = fill_blanks(language_model, prompt, config).fills[0]
+        if show:
+            show(continuation)
+        return continuation
     model, tokenizer = language_model.model, language_model.tokenizer
     bos, eos = boundary_tokens(tokenizer)
     ids = [bos, *text_encoder(tokenizer).encode(prompt, add_special_tokens=False).ids]
@@ -102,3 +109,30 @@ def generate(
             **sampling,
         )
     return tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
+
+
+def fill_blanks(
+    language_model: LanguageModel,
+    prompt: str,
+    config: GenerateConfig | None = None,
+    diffusion: DiffusionGenerateConfig | None = None,
+) -> Filled:
+    """Continue `prompt`, or fill in its blanks, with a masked diffusion model.
+
+    Args:
+        language_model: the model and its tokenizer.
+        prompt: text; may be empty.
+        config: length of a blank, and how tokens are drawn.
+        diffusion: where the blanks are, and how they are revealed.
+
+    Raises:
+        PerplabError: the model is a causal one, there is no blank to fill, or the text is longer than its positions.
+    """
+    config, diffusion = config or GenerateConfig(), diffusion or DiffusionGenerateConfig()
+    if not is_any_order(language_model.model):
+        raise PerplabError(
+            f"{language_model.name} is a causal model, which cannot fill in blanks or generate in steps",
+            "leave --steps, --method, --order, --top-k, --suffix and --infill to masked diffusion models",
+        )
+    sampling = diffusion.sampling(temperature=config.temperature, top_p=config.top_p)
+    return fill(language_model, diffusion.pieces(prompt, config.max_new_tokens), sampling, seed=config.seed)

@@ -4,6 +4,7 @@
 - Only safetensors are read and no remote code runs: nothing that is loaded can execute.
 - Every weight of the model comes from the checkpoint and every weight of the checkpoint reaches the model, or loading
   fails. A model with one randomly initialised matrix gives plausible and wrong numbers.
+- A checkpoint that was saved as a masked language model is loaded as one; every other as a causal one.
 - A checkpoint of flash-linear-attention's DeltaNet is read into a decoder of ours.
 - A decoder of ours that has a stock transformers form is saved in that form, so every other tool loads it.
 - Saving replaces the folder whole, and the same model saved twice gives the same bytes.
@@ -27,6 +28,7 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -39,6 +41,7 @@ from transformers.utils import logging as transformers_logging
 from perplab.artifacts import atomic_folder, read_json, recover_folder
 from perplab.errors import PerplabError
 from perplab.models import attention_interface  # noqa: F401 (registers attn_implementation "perplab")
+from perplab.models.any_order import was_any_order
 from perplab.models.compressed_checkpoint import describe_layers
 from perplab.models.compressed_reading import packed_weights
 from perplab.models.decoder import DecoderForCausalLM
@@ -52,12 +55,13 @@ _HUB_PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 _HUB_EXCLUDED = ["*/*", "consolidated*"]  # other frameworks' copies of the same weights
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 _SAID_BY_TOKENIZER_JSON = ("TokenizersBackend", "PreTrainedTokenizerFast")
-_WRAPPERS = {
+_REGISTERED_BY = {
     "perplab_ngram": "perplab.models.ngram_model",
     "perplab_phased": "perplab.models.phased_model",
     "perplab_prompted": "perplab.compression.prompts.prompted_model",
+    "perplab_radd": "perplab.models.diffusion.network",
 }
-"""Model types that are defined around a model, and the modules that register them when imported."""
+"""Model types of this package that transformers knows once these modules are imported."""
 _LIBRARY_ERRORS = (
     ValueError,
     TypeError,
@@ -73,10 +77,10 @@ _LIBRARY_ERRORS = (
 
 @dataclass
 class LanguageModel:
-    """A causal language model with what is needed to use it and to say where it came from.
+    """A language model with what is needed to use it and to say where it came from.
 
     Args:
-        model: keeps the contract of `transformers`' causal LMs.
+        model: keeps the contract of `transformers`' causal LMs, or that of its masked LMs (`perplab.models.any_order`).
         tokenizer: the tokenizer the model was trained with.
         lineage: how the model came to be; None where nobody recorded it.
         name: what to call it in tables.
@@ -237,11 +241,11 @@ def _model_type(folder: Path) -> str | None:
 
 def _read_config(folder: Path) -> PreTrainedConfig:
     path, model_type = folder / "config.json", _model_type(folder)
-    if model_type in _WRAPPERS:
-        import_module(_WRAPPERS[model_type])
+    if model_type in _REGISTERED_BY:
+        import_module(_REGISTERED_BY[model_type])
     with _library_errors_named(f"{path} cannot be used", "correct it, or upgrade transformers for a newer model type"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if not was_any_order(config) and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise PerplabError(f"{path}: {config.model_type} has no causal language model", "name a causal language model")
     return config
 
@@ -270,7 +274,8 @@ def _read_model(
     with _library_errors_named(
         f"the model in {folder} cannot be loaded", "check its config.json and attn_implementation"
     ):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        auto_class = AutoModelForMaskedLM if was_any_order(config) else AutoModelForCausalLM
+        model, report = auto_class.from_pretrained(
             folder,
             config=config,
             dtype=dtype,

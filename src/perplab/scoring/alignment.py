@@ -7,6 +7,7 @@ Decisions:
   between byte boundaries that both cuts have, where both sums are exact; within such a stretch the second model's cost
   is shared out over the first's tokens in proportion to what these cost, so equal costs give no difference anywhere.
 - Tokens that differ can be laid over one another only where every byte is scored.
+- Scores of two conventions are refused, but for exact costs beside a bound on them: both are of every token.
 """
 
 from collections import Counter
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from perplab.errors import PerplabError
 from perplab.scoring.bootstrap import FloatArray
+from perplab.scoring.conventions import ANY_ORDER_BOUND, DEFAULT
 from perplab.scoring.token_scores import TokenScores
 
 _MEND = "score both models on the same text"
@@ -67,7 +69,7 @@ def align(first: TokenScores, second: TokenScores) -> AlignedScores:
 
 def _refuse_other_convention(first: TokenScores, second: TokenScores) -> None:
     names = [scores.origin.get("convention") for scores in (first, second)]
-    if names[0] != names[1]:
+    if names[0] != names[1] and {*names} != {DEFAULT, ANY_ORDER_BOUND.name}:
         raise PerplabError(
             f"the first model is scored by the convention {names[0]}, the second by {names[1]}",
             "score both by one convention",

@@ -18,6 +18,7 @@ import pyarrow as pa
 from perplab.errors import PerplabError
 from perplab.scoring.alignment import AlignedScores, align
 from perplab.scoring.bootstrap import FloatArray, Interval, PairedDifference, bootstrap_paired, resampled_ratios
+from perplab.scoring.conventions import ANY_ORDER_BOUND
 from perplab.scoring.passages import Passage, worst_passages
 from perplab.scoring.tables import Grouping, by_domain, by_position, by_token_class, group_sums
 from perplab.scoring.token_classes import TokenClassifier
@@ -33,12 +34,14 @@ class ModelCost:
         tokens: of the model's own tokenizer.
         perplexity: of such a token.
         bits_per_byte: of the bytes that were scored.
+        is_upper_bound: whether the model can only bound its cost, and these figures are at most too high.
     """
 
     nats: float
     tokens: int
     perplexity: float
     bits_per_byte: float
+    is_upper_bound: bool
 
 
 @dataclass(frozen=True)
@@ -142,8 +145,8 @@ def compare_scores(
     table = partial(_change_table, aligned, resamples=resamples, level=level, seed=seed)
     per_token = paired(tokens)
     return ScoreComparison(
-        first=_cost(nats, len(aligned.first), bits),
-        second=_cost(other_nats, aligned.second_tokens, bits),
+        first=_cost(nats, len(aligned.first), bits, first),
+        second=_cost(other_nats, aligned.second_tokens, bits, second),
         same_tokens=aligned.same_tokens,
         bits_per_byte=paired(bits),
         nats_per_token=per_token,
@@ -185,9 +188,10 @@ def _document_table(aligned: AlignedScores) -> pa.Table:
     return table
 
 
-def _cost(nats: FloatArray, tokens: int, bits: FloatArray) -> ModelCost:
+def _cost(nats: FloatArray, tokens: int, bits: FloatArray, scores: TokenScores) -> ModelCost:
     total = float(nats.sum())
-    return ModelCost(total, tokens, math.exp(total / tokens), total / float(bits.sum()))
+    bounds = scores.origin.get("convention") == ANY_ORDER_BOUND.name
+    return ModelCost(total, tokens, math.exp(total / tokens), total / float(bits.sum()), bounds)
 
 
 def _ratio(per_token: PairedDifference) -> PerplexityRatio:

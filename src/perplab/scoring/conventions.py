@@ -19,6 +19,9 @@ so that a mixture of two conventions is a convention as well.
   which the second half is scored; what does not fill a window is dropped. Its `--ppl-stride` is another procedure.
 
 Lengths are those of the tools where the model has the positions for them, and the model's positions otherwise.
+
+`any-order-bound` stands apart: it gives no perplexity but an upper bound on it, by masked diffusion models, which have
+nothing else to give. It reads text as `perplab` does, without a token before it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,6 +34,7 @@ import numpy.typing as npt
 
 from perplab.errors import PerplabError
 from perplab.models import LanguageModel
+from perplab.models.any_order import is_any_order, refuse_any_order
 from perplab.scoring.requests import Request
 from perplab.scoring.streams import Concatenation, DocumentEncoder, FirstToken, PlannedDocument, streams
 from perplab.scoring.windows import FittedWindows, Windows, cut, fit
@@ -39,7 +43,17 @@ from perplab.text import Document
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["CONVENTIONS", "Convention", "PlannedDocument", "convention_of", "fitted_windows", "max_length_of", "plan"]
+__all__ = [
+    "ANY_ORDER_BOUND",
+    "CONVENTIONS",
+    "Convention",
+    "PlannedDocument",
+    "convention_for",
+    "convention_of",
+    "fitted_windows",
+    "max_length_of",
+    "plan",
+]
 
 ScoredTokens = Literal["all", "tokens of the text", "second half of each window"]
 """Which tokens of a window are scored, of those that no window before it reached.
@@ -81,6 +95,8 @@ class Convention:
         averaging: how costs become one number.
         window: tokens read in a window, in place of the usual number.
         stride: tokens between the begins of windows, in place of the usual number.
+        draws: masks that hide parts of each window, whose mean bounds its cost; 0 predicts tokens one after another.
+        seed: of those masks.
     """
 
     name: str
@@ -91,6 +107,13 @@ class Convention:
     averaging: Averaging
     window: int | None = None
     stride: int | None = None
+    draws: int = 0
+    seed: int = 0
+
+    @property
+    def is_upper_bound(self) -> bool:
+        """Whether its number bounds a perplexity from above, in place of being one."""
+        return self.draws > 0
 
     @property
     def joins_documents(self) -> bool:
@@ -100,7 +123,8 @@ class Convention:
     @property
     def unit(self) -> str:
         """Of its number."""
-        return {"words": "word perplexity", "bytes": "bits per byte"}.get(self.averaging, "token perplexity")
+        unit = {"words": "word perplexity", "bytes": "bits per byte"}.get(self.averaging, "token perplexity")
+        return f"upper bound on {unit}" if self.is_upper_bound else unit
 
 
 CONVENTIONS: Mapping[str, Convention] = {
@@ -139,6 +163,37 @@ CONVENTIONS: Mapping[str, Convention] = {
 }
 
 
+ANY_ORDER_BOUND = Convention(
+    "any-order-bound",
+    "each document alone",
+    "nothing",
+    Windows(stride="half", keeps_last_prediction=False),
+    "all",
+    "tokens",
+    draws=16,
+)
+"""An upper bound by a masked diffusion model, which no other model can give."""
+
+
+def convention_for(language_model: LanguageModel, convention: str | Convention | None) -> Convention:
+    """The convention asked for, by default the one that suits the model.
+
+    Raises:
+        PerplabError: there is none of this name, it takes an exact cost of a masked diffusion model, or a bound of
+            another model.
+    """
+    bounds = is_any_order(language_model.model)
+    chosen = convention_of(convention or (ANY_ORDER_BOUND if bounds else DEFAULT))
+    if not chosen.is_upper_bound:
+        refuse_any_order(language_model.model, language_model.name)
+    elif not bounds:
+        raise PerplabError(
+            f"{language_model.name} predicts next tokens, so its costs are exact and need no {chosen.name}",
+            f"choose one of {', '.join(CONVENTIONS)}",
+        )
+    return chosen
+
+
 def convention_of(convention: str | Convention) -> Convention:
     """The convention of this name; a convention stands for itself.
 
@@ -147,6 +202,8 @@ def convention_of(convention: str | Convention) -> Convention:
     """
     if isinstance(convention, Convention):
         return convention
+    if convention == ANY_ORDER_BOUND.name:
+        return ANY_ORDER_BOUND
     if convention not in CONVENTIONS:
         raise PerplabError(f"unknown convention {convention!r}", f"choose one of {', '.join(CONVENTIONS)}")
     return CONVENTIONS[convention]

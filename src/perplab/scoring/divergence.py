@@ -22,6 +22,7 @@ from torch import Tensor
 
 from perplab.errors import PerplabError
 from perplab.models import LanguageModel
+from perplab.models.any_order import is_any_order
 from perplab.scoring.bootstrap import Interval, resampled_ratios
 from perplab.scoring.conventions import CONVENTIONS, DEFAULT, PlannedDocument, max_length_of, plan
 from perplab.scoring.engine import head_of, scored_states
@@ -133,6 +134,9 @@ class _Tokens(NamedTuple):
 
 def vocabulary_difference(first: LanguageModel, second: LanguageModel) -> str | None:
     """What keeps the distributions of two models from being compared; None where both mean the same by every id."""
+    for model in (first, second):
+        if is_any_order(model.model):
+            return f"{model.name} is a masked diffusion model, which predicts hidden tokens and no next ones"
     vocabulary, other = first.tokenizer.get_vocab(), second.tokenizer.get_vocab()
     differing = [token for token in vocabulary | other if vocabulary.get(token) != other.get(token)]
     if differing:

@@ -21,6 +21,7 @@ from torch import Tensor
 from perplab.errors import PerplabError
 from perplab.models import LanguageModel
 from perplab.models.anatomy import anatomy
+from perplab.models.any_order import refuse_any_order
 from perplab.models.position_limit import position_limit
 from perplab.scoring.hidden_states import has_known_parts, row_states
 from perplab.scoring.requests import Request
@@ -69,8 +70,8 @@ def score_requests(
         For each request, in order, one (scored tokens,) array a metric.
 
     Raises:
-        PerplabError: a request is longer than the model's positions or has ids outside its vocabulary, or a cost is not
-            finite.
+        PerplabError: a request is longer than the model's positions or has ids outside its vocabulary, a cost is not
+            finite, or the model is a masked one.
     """
     head, vocabulary_size = head_of(language_model)
     wanted = tuple(dict.fromkeys((*metrics, "nll")))
@@ -113,6 +114,7 @@ def _rows_with_states(
 ) -> Iterator[tuple[Row, Tensor]]:
     if batch_tokens is not None and batch_tokens < 1:
         raise PerplabError(f"batch_tokens is {batch_tokens}", "give 1 or more")
+    refuse_any_order(language_model.model, language_model.name)
     model = language_model.model.eval()
     checked = _checked(language_model, requests)
     for row in rows_of(checked, batch_tokens or BATCH_TOKENS):

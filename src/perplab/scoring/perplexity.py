@@ -19,7 +19,7 @@ import numpy.typing as npt
 from perplab.errors import PerplabError
 from perplab.models import LanguageModel
 from perplab.scoring.bootstrap import Interval, resampled_ratios
-from perplab.scoring.conventions import DEFAULT, Convention, convention_of
+from perplab.scoring.conventions import Convention, convention_for, convention_of
 from perplab.scoring.text_scores import score
 from perplab.scoring.token_scores import TokenScores
 from perplab.text import Document
@@ -35,7 +35,7 @@ class Perplexity:
 
     Attributes:
         convention: its name.
-        unit: of the value: token perplexity, word perplexity or bits per byte.
+        unit: of the value: token perplexity, word perplexity or bits per byte, or an upper bound on one of them.
         value: the convention's number.
         interval: of the value; None where there is one cluster.
         bits_per_byte: of the tokens that were scored.
@@ -47,6 +47,7 @@ class Perplexity:
         num_documents: documents scored; 1 where they were joined.
         num_bytes: bytes of the tokens that were scored.
         nats: cost of all of them.
+        is_upper_bound: whether all of these figures are upper bounds on what their names say.
     """
 
     convention: str
@@ -62,6 +63,7 @@ class Perplexity:
     num_documents: int
     num_bytes: int
     nats: float
+    is_upper_bound: bool
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain JSON values; what is infinite is null."""
@@ -77,7 +79,7 @@ def perplexity(
     scored: LanguageModel,
     text: str | Iterable[Document],
     *,
-    convention: str | Convention = ...,
+    convention: str | Convention | None = ...,
     resamples: int = ...,
     level: float = ...,
     seed: int = ...,
@@ -88,7 +90,7 @@ def perplexity(
     scored: TokenScores | LanguageModel,
     text: str | Iterable[Document] = (),
     *,
-    convention: str | Convention = DEFAULT,
+    convention: str | Convention | None = None,
     resamples: int = 10_000,
     level: float = 0.95,
     seed: int = 0,
@@ -98,7 +100,7 @@ def perplexity(
     Args:
         scored: token scores, or a model to score `text` with.
         text: one text, or documents.
-        convention: how `text` is scored and averaged.
+        convention: how `text` is scored and averaged; None for what suits the model.
         resamples: bootstrap resamples of documents.
         level: of the intervals.
         seed: of the resampling.
@@ -107,7 +109,7 @@ def perplexity(
         PerplabError: the scores are of an unknown convention or empty, or whatever `score` refuses.
     """
     if isinstance(scored, LanguageModel):
-        of = convention_of(convention)
+        of = convention_for(scored, convention)
         return summary(score(scored, text, convention=of), of, resamples=resamples, level=level, seed=seed)
     made_with = convention_of(scored.origin["convention"])
     return summary(scored, made_with, resamples=resamples, level=level, seed=seed)
@@ -147,6 +149,7 @@ def summary(
         num_documents=scores.documents.num_rows,
         num_bytes=int(sums.bytes.sum()),
         nats=nats,
+        is_upper_bound=convention.is_upper_bound,
     )
 
 

@@ -36,14 +36,18 @@ Concatenation = Literal["each document alone", "packed rows", "joined by blank l
 - `joined without a gap`: one text, without its last line end.
 """
 
-FirstToken = Literal["bos", "bos, then special tokens", "special tokens", "bos over each window's first"]
+FirstToken = Literal["bos", "bos, then special tokens", "special tokens", "bos over each window's first", "nothing"]
 """What stands before a text.
 
 - `bos`: the token that begins documents (eos where there is no bos), as context only.
 - `bos, then special tokens`: the same, and after it whatever the tokenizer adds of its own, which is scored.
 - `special tokens`: whatever the tokenizer adds. With nothing before it, the first token of a sequence is not scored.
 - `bos over each window's first`: where the tokenizer begins texts with bos, it replaces the first token of each window.
+- `nothing`: a first token is scored all the same, by a model that needs no token before it.
 """
+
+NOTHING_BEFORE = -1
+"""What stands in a request's context where nothing comes before a text."""
 
 JOINED = "joined"
 
@@ -113,7 +117,7 @@ class DocumentEncoder:
         self._encoder.encode_special_tokens = not self._adds_special
         self._spelled_opening = ""
         self.window_bos: int | None = None
-        opening = []
+        opening = [NOTHING_BEFORE] if first_token == "nothing" else []
         if first_token in ("bos", "bos, then special tokens"):
             opening = [boundary_tokens(tokenizer)[0]]
         elif first_token == "bos over each window's first" and self._begins_with_bos(tokenizer):

@@ -20,19 +20,21 @@ import pyarrow as pa
 
 from perplab.errors import PerplabError
 from perplab.models import LanguageModel
+from perplab.models.diffusion.reading import Reader
 from perplab.models.position_limit import position_limit
+from perplab.scoring.any_order import bound_requests
 from perplab.scoring.conventions import (
-    DEFAULT,
     Convention,
     PlannedDocument,
-    convention_of,
+    convention_for,
     fitted_windows,
     max_length_of,
     plan,
 )
 from perplab.scoring.engine import RequestScores, score_requests
+from perplab.scoring.requests import Request
 from perplab.scoring.score_parts import ScoreParts
-from perplab.scoring.token_metrics import TokenMetric
+from perplab.scoring.token_metrics import COST_ALONE, TokenMetric
 from perplab.scoring.token_scores import TokenScores
 from perplab.text import Corpus, Document, tokenizer_fingerprint
 
@@ -44,7 +46,7 @@ def score(
     language_model: LanguageModel,
     text: str | Iterable[Document],
     *,
-    convention: str | Convention = DEFAULT,
+    convention: str | Convention | None = None,
     metrics: Collection[TokenMetric] = (),
     out: str | os.PathLike[str] | None = None,
     batch_tokens: int | None = None,
@@ -55,7 +57,8 @@ def score(
     Args:
         language_model: the model and its tokenizer.
         text: one text, or documents.
-        convention: which tokens are scored and what each is predicted from, by name or described.
+        convention: which tokens are scored and what each is predicted from, by name or described; by default
+            `perplab`, and `any-order-bound` for a masked diffusion model, whose scores are shares of an upper bound.
         metrics: columns beside the cost.
         out: a folder to keep the scores in. Where it holds part of the same run, that run goes on; where it holds all
             of it, nothing is computed. A run is told by its model, its text and these arguments.
@@ -63,13 +66,13 @@ def score(
         watch: called after each document with the tokens scored in it and its bytes.
 
     Raises:
-        PerplabError: there is nothing to score, the convention does not fit the text or the model, a cost is not
-            finite, or `out` holds other scores.
+        PerplabError: there is nothing to score, the convention does not fit the text or the model, a metric is asked
+            for that a bound does not have, a cost is not finite, or `out` holds other scores.
     """
-    chosen = convention_of(convention)
+    chosen = convention_for(language_model, convention)
     wanted: tuple[TokenMetric, ...] = tuple(dict.fromkeys(("nll", *metrics)))
     documents = [Document(text, "text", "text")] if isinstance(text, str) else text
-    max_length = _max_length(language_model, chosen)
+    max_length = longest_window(language_model, chosen)
     origin = _origin(language_model, documents, chosen, max_length, wanted)
     if out is not None:
         documents = documents if isinstance(documents, Corpus) else list(documents)
@@ -79,7 +82,7 @@ def score(
         planned = plan(chosen, language_model.tokenizer, documents, max_length)
         for part in _cut(islice(planned, parts.num_documents, None)):
             requests = [request for document in part for request in document.requests]
-            found = score_requests(language_model, requests, wanted, batch_tokens=batch_tokens)
+            found = request_scores(language_model, requests, chosen, wanted, batch_tokens=batch_tokens)
             scored = list(_by_document(part, found, watch))
             parts.add(_tokens(part, scored, parts, wanted), _documents(part))
     scores = TokenScores(*parts.finish(), origin)
@@ -88,8 +91,30 @@ def score(
     return scores
 
 
-def _max_length(language_model: LanguageModel, convention: Convention) -> int:
+def request_scores(
+    language_model: LanguageModel,
+    requests: Iterable[Request],
+    convention: Convention,
+    metrics: Collection[TokenMetric] = COST_ALONE,
+    *,
+    batch_tokens: int | None = None,
+) -> Iterator[RequestScores]:
+    """The scores of requests as a convention takes them: exact costs, or shares of an upper bound.
+
+    Raises:
+        PerplabError: as for `score_requests` and `bound_requests`.
+    """
+    if convention.is_upper_bound:
+        draws, seed = convention.draws, convention.seed
+        return bound_requests(language_model, requests, metrics, draws=draws, seed=seed, batch_tokens=batch_tokens)
+    return score_requests(language_model, requests, metrics, batch_tokens=batch_tokens)
+
+
+def longest_window(language_model: LanguageModel, convention: Convention) -> int:
     """Longest window: the model's positions; a model without a limit reads whatever window is asked for."""
+    if convention.is_upper_bound:
+        longest = Reader.of(language_model).longest
+        return longest or max(max_length_of(language_model), convention.window or 0)
     positions = max_length_of(language_model)
     unlimited = position_limit(language_model.model.config) is None
     return max(positions, convention.window or 0) if unlimited else positions
@@ -112,7 +137,7 @@ def _origin(
         "window": fitted.length,
         "stride": fitted.stride,
         "metrics": list(metrics),
-    }
+    } | ({"draws": convention.draws, "seed": convention.seed} if convention.is_upper_bound else {})
 
 
 def _identity(

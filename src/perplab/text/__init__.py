@@ -8,6 +8,7 @@ from perplab.text.corpus import Corpus, open_corpus
 from perplab.text.documents import Document, Split, is_heldout
 from perplab.text.mixture import Batch, MixtureSampler
 from perplab.text.packing import IGNORED_LABEL, Block, PackedBlocks
+from perplab.text.replay import ReplaySampler
 from perplab.text.store import TokenStore, token_store
 from perplab.text.tokenizer import (
     END_OF_TEXT,
@@ -27,6 +28,7 @@ __all__ = [
     "Document",
     "MixtureSampler",
     "PackedBlocks",
+    "ReplaySampler",
     "Split",
     "TokenStore",
     "boundary_tokens",

@@ -6,8 +6,10 @@
 from perplab.training.config import TrainConfig
 from perplab.training.heldout import heldout_bits_per_byte
 from perplab.training.new_model import new_decoder
+from perplab.training.run import train
 from perplab.training.schedules import Schedule, schedule_of
-from perplab.training.trainer import TrainingInterrupted, train
+from perplab.training.self_replay import self_replay
+from perplab.training.trainer import TrainingInterrupted
 
 __all__ = [
     "Schedule",
@@ -16,5 +18,6 @@ __all__ = [
     "heldout_bits_per_byte",
     "new_decoder",
     "schedule_of",
+    "self_replay",
     "train",
 ]

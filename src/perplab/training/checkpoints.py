@@ -31,7 +31,6 @@ from perplab.training.averaging import WeightAverage
 from perplab.training.distribution import Processes
 
 _GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)
-_MEND = "delete the folder to start again, or restore it from a copy"
 
 
 class RunState(NamedTuple):
@@ -45,6 +44,8 @@ class RunState(NamedTuple):
     """Time spent training so far."""
     heldout: dict[str, float]
     """The last held-out bits per byte by domain; empty before the first."""
+    old: dict[str, float] = {}  # noqa: RUF012 (the default of a named tuple, never changed)
+    """The same of old text, where the run has any."""
 
 
 def save_checkpoint(
@@ -71,22 +72,33 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, average: WeightAverage
+    folder: Path,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage,
+    mend: str = "delete the folder to start again, or restore it from a copy",
 ) -> RunState | None:
     """Put model and optimiser into the state of a checkpoint; None where there is no checkpoint yet.
+
+    Args:
+        folder: the checkpoint.
+        model: takes its weights.
+        optimizer: takes its moments.
+        average: takes its averaged weights, if the run keeps them.
+        mend: what to do about a checkpoint that cannot be used.
 
     Raises:
         PerplabError: the checkpoint is damaged, or of a model of another shape.
     """
     if not folder.exists():
         return None
-    state = _read_state(folder / "state.json")
-    saved = _load_tensors(folder / "state.safetensors")
+    state = _read_state(folder / "state.json", mend)
+    saved = _load_tensors(folder / "state.safetensors", mend)
     options = StateDictOptions(full_state_dict=True)
     moments: dict[str, Any] = get_optimizer_state_dict(model, optimizer)
     expected = _flat(model, model.state_dict(), moments, model.state_dict() if average.decay else {})
     if differing := sorted(expected.keys() ^ saved.keys()):
-        raise PerplabError(f"{folder} does not fit this model ({differing[0]} is missing or not expected)", _MEND)
+        raise PerplabError(f"{folder} does not fit this model ({differing[0]} is missing or not expected)", mend)
     if average.decay:
         set_model_state_dict(model, _weights_under("average.", saved, model), options=options)
         average.restart()
@@ -140,16 +152,16 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(str(error)) from error
 
 
-def _read_state(path: Path) -> RunState:
+def _read_state(path: Path, mend: str) -> RunState:
     try:
-        return RunState(**read_json(path, _MEND))
+        return RunState(**read_json(path, mend))
     except TypeError as error:
-        raise PerplabError(f"{path} is not the state of a run ({error})", _MEND) from error
+        raise PerplabError(f"{path} is not the state of a run ({error})", mend) from error
 
 
-def _load_tensors(path: Path) -> dict[str, Tensor]:
+def _load_tensors(path: Path, mend: str) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
-        raise PerplabError(f"{path} cannot be read ({error})", _MEND) from error
+        raise PerplabError(f"{path} cannot be read ({error})", mend) from error

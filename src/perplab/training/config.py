@@ -1,15 +1,16 @@
 """What a training run is told: the library's argument, the command line's flags and the lineage's record in one."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from perplab.errors import PerplabError
 from perplab.training.low_rank.config import LowRankConfig
+from perplab.training.schedules import CooldownShape, DecayShape, ScheduleName
 
 TrainMethod = Literal["full", "lora", "relora", "galore", "sst"]
 ModelKind = Literal["decoder", "diffusion"]
 DiffusionLoss = Literal["ao", "lambda-dce", "t-dce", "dse"]
-ScheduleName = Literal["constant", "cosine", "wsd", "infinite"]
 MixerName = Literal["softmax", "sliding", "deltanet", "linear", "retnet", "complex", "lstm", "hybrid", "hybrid-global"]
 
 
@@ -22,7 +23,10 @@ class TrainConfig:
     """
 
     tokens: int = 20_000_000
-    """Training tokens in all; the schedule ends here."""
+    """Training tokens in all."""
+    horizon_tokens: int | None = None
+    """Tokens that the schedule is laid out over, if not the run's own; a shorter run is cut off before its end, and
+    may be prolonged by the same command with more tokens."""
     model: ModelKind = "decoder"
     """What is trained from random weights: a causal decoder, or an absorbing diffusion model that fills masked tokens
     in any order."""
@@ -62,19 +66,27 @@ class TrainConfig:
     micro_batch_tokens: int = 4_096
     """Tokens in one forward pass of one process; gradients accumulate over the passes of a step."""
     learning_rate: float | None = None
-    """Peak learning rate; by default 0.002 at width 256, falling with the square root of the width."""
+    """Peak learning rate; by default that of the parent, or 0.002 at width 256 of a new model, falling with the square
+    root of the width."""
+    rewarm: float | None = None
+    """Peak learning rate as a multiple of the one that the parent was trained with; 0 stays constant at the rate that
+    the parent ended with."""
     schedule: ScheduleName = "wsd"
     """Course of the learning rate after warm-up."""
     warmup: float = 0.02
-    """Share of the steps for the linear warm-up."""
+    """Share of the horizon for the linear warm-up."""
     cooldown: float = 0.1
-    """Share of the steps from peak to plateau (infinite schedule)."""
+    """Share of the horizon from peak to plateau (infinite schedule)."""
+    cooldown_shape: CooldownShape = "cosine"
+    """Course from peak to plateau."""
     plateau: float = 0.5
     """Constant learning rate as a share of the peak (infinite schedule)."""
     decay: float = 0.3
-    """Share of the steps for the final decay (wsd, infinite)."""
+    """Share of the horizon for the final decay (wsd, infinite)."""
+    decay_shape: DecayShape | None = None
+    """Course of that decay, if not linear (wsd) or exponential (infinite)."""
     final: float = 0.01
-    """Learning rate at the end as a share of the peak (cosine, wsd, infinite)."""
+    """Learning rate at the end as a share of the peak (all schedules but constant)."""
     weight_decay: float = 0.1
     """Decoupled decay of matrices; norms are left alone."""
     beta1: float = 0.9
@@ -84,7 +96,7 @@ class TrainConfig:
     clip: float = 1.0
     """Largest norm of the gradient."""
     z_loss: float = 1e-4
-    """Weight of the squared log-normaliser."""
+    """Weight of the squared log-normaliser (decoders)."""
     ema: float = 0.0
     """Decay of a moving average of the weights, which is measured and saved in their place; 0 for none."""
     method: TrainMethod = "full"
@@ -97,8 +109,12 @@ class TrainConfig:
     """Steps over which the learning rate rises again after that (relora, sst)."""
     iterations_per_round: int | None = None
     """Iterations until weights are decomposed anew, if not as many as visit each direction about once (sst)."""
+    optimizer_state: Literal["reset", "restore"] = "reset"
+    """AdamW's moments at the start: none, or those of the parent's run, with its float32 weights."""
     weights: dict[str, float] | None = None
     """Share of the batch for each domain; by default as the tokens fall."""
+    replay: float = 0.0
+    """Share of every batch that is old text, in place of new."""
     precision: Literal["bf16", "float32"] = "bf16"
     """Dtype of the products; weights and optimiser are float32 either way."""
     compile: bool = True
@@ -108,7 +124,8 @@ class TrainConfig:
     evaluate_every: int = 200
     """Steps between evaluations on held-out text."""
     evaluate_tokens: int = 16_384
-    """Held-out tokens a domain in those evaluations; the last one takes eight times as many."""
+    """Held-out tokens a domain in those evaluations; the last one takes eight times as many, but for runs that compare
+    every evaluation with that before their first step."""
     checkpoint_every: int = 100
     """Steps between checkpoints."""
     tensorboard: bool = False
@@ -128,9 +145,12 @@ class TrainConfig:
                 )
         if self.mixer == "hybrid-global" and (self.num_hidden_layers or self.depth) < 2:
             raise PerplabError("a hybrid-global decoder of one layer has no place for its attention", "give 2 or more")
-        for name in ("warmup", "cooldown", "plateau", "decay", "final"):
+        for name in ("warmup", "cooldown", "plateau", "decay", "final", "replay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise PerplabError(f"{name} is {getattr(self, name)}", "give a share between 0 and 1")
+        if self.horizon_tokens is not None and self.horizon_tokens < 1:
+            raise PerplabError(f"horizon_tokens is {self.horizon_tokens}", "give 1 or more")
+        self._check_rates()
         if not 0 <= self.ema < 1:
             raise PerplabError(f"ema is {self.ema}", "give a share of at least 0 and below 1")
         if self.ema and self.method != "full":
@@ -139,9 +159,17 @@ class TrainConfig:
             self._check_diffusion()
         _ = self.low_rank  # refuses what it cannot mean
 
+    def _check_rates(self) -> None:
+        for name in ("learning_rate", "rewarm"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise PerplabError(f"{name} is {value}", "give a finite number, 0 or more")
+        if self.learning_rate is not None and self.rewarm is not None:
+            raise PerplabError("rewarm and learning_rate both set the peak", "give one of them")
+
     def _check_diffusion(self) -> None:
         """A diffusion model has one kind of mixer, which looks both ways."""
-        for name in ("mixer", "mixer_options", "ngram_heads", "position_encoding", "qk_norm", "num_key_value_heads"):
+        for name in _OF_DECODERS:
             if getattr(self, name) != getattr(TrainConfig, name):
                 raise PerplabError(f"a diffusion model has no {name}", f"leave {name} out, or train a decoder")
         if self.method != "full":
@@ -166,9 +194,25 @@ class TrainConfig:
         """Optimiser steps of the whole run."""
         return max(1, self.tokens // self.batch_tokens)
 
+    @property
+    def horizon_steps(self) -> int:
+        """Optimiser steps that the schedule is laid out over."""
+        return max(1, (self.horizon_tokens or self.tokens) // self.batch_tokens)
+
 
 RUN_TIME_ONLY = frozenset({"compile", "evaluate_every", "evaluate_tokens", "checkpoint_every", "tensorboard"})
 """Settings that may differ between the parts of an interrupted run."""
+
+_OF_DECODERS = (
+    "num_key_value_heads",
+    "qk_norm",
+    "tie_word_embeddings",
+    "mixer",
+    "mixer_options",
+    "sliding_window",
+    "position_encoding",
+    "ngram_heads",
+)
 
 SHAPE_FIELDS = (
     "model",

@@ -1,19 +1,38 @@
 """From a corpus to batches: the tokenizer of a run, its training mixture, and its held-out rows.
 
 Training and held-out documents are the two sides of the corpus's own split, unless the held-out text is given apart;
-each domain is a group of its own, so that the mixture can be weighted and the held-out cost told by domain.
+each domain is a group of its own, so that the mixture can be weighted and the held-out cost told by domain. Of old text
+one side is replayed, and the other measures what is forgotten.
 """
 
+from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
 from perplab.artifacts import atomic_folder
+from perplab.errors import PerplabError
 from perplab.models import load_tokenizer
-from perplab.text import Corpus, MixtureSampler, PackedBlocks, TokenStore, open_corpus, token_store, train_tokenizer
+from perplab.text import (
+    Batch,
+    Corpus,
+    Document,
+    MixtureSampler,
+    PackedBlocks,
+    ReplaySampler,
+    Split,
+    TokenStore,
+    open_corpus,
+    token_store,
+    train_tokenizer,
+)
 from perplab.training.config import TrainConfig
 from perplab.training.distribution import Processes
+
+_DISJOINT: set[tuple[str | None, ...]] = set()
+"""Fingerprints of sides that were compared in this process: a grid of runs on the same text reads it once."""
 
 
 class Splits(NamedTuple):
@@ -21,14 +40,66 @@ class Splits(NamedTuple):
 
     train: Corpus
     heldout: Corpus
+    replay: Corpus | None = None
+    """Old text that is mixed in."""
+    old: Corpus | None = None
+    """Old text that measures what is forgotten."""
 
     @classmethod
-    def of(cls, corpus: Corpus | str, heldout: Corpus | str | None) -> "Splits":
-        """The corpus's own split, or all of it against another corpus."""
-        corpus = open_corpus(corpus) if isinstance(corpus, str) else corpus
-        if heldout is None:
-            return cls(corpus.in_split("train"), corpus.in_split("heldout"))
-        return cls(corpus, open_corpus(heldout) if isinstance(heldout, str) else heldout)
+    def of(
+        cls,
+        corpus: Corpus | str,
+        heldout: Corpus | str | None,
+        replay: Corpus | str | None = None,
+        old: Corpus | str | None = None,
+    ) -> "Splits":
+        """The corpora's own splits; or all of the new text against another corpus.
+
+        Raises:
+            PerplabError: a document that measures is also trained on.
+        """
+        old = replay if old is None else old
+        sides = cls(
+            _side(corpus, "train" if heldout is None else None),
+            _side(corpus, "heldout") if heldout is None else _side(heldout, None),
+            None if replay is None else _side(replay, "train"),
+            None if old is None else _side(old, "heldout"),
+        )
+        sides.refuse_overlap()
+        return sides
+
+    def refuse_overlap(self) -> None:
+        """See that no text that measures is trained on, by the hash of each document.
+
+        Raises:
+            PerplabError: there is such a text.
+        """
+        trained, measuring = [
+            [side for side in pair if side] for pair in ((self.train, self.replay), (self.heldout, self.old))
+        ]
+        if {side.split for side in trained} == {"train"} and {side.split for side in measuring} == {"heldout"}:
+            return  # the split is a property of a text alone, so its sides share none, whatever corpora they are of
+        compared = tuple(side.fingerprint if side else None for side in self)
+        if compared in _DISJOINT:
+            return
+        names = {_digest(document): document.name for side in measuring for document in side}
+        for document in chain(*trained):
+            if (found := _digest(document)) in names:
+                raise PerplabError(
+                    f"the text of held-out {names[found]} is also trained on, as {document.name}",
+                    "leave it out on one side, or let the corpus hold out its own documents",
+                )
+        _DISJOINT.add(compared)
+
+
+def _side(corpus: Corpus | str, split: Split | None) -> Corpus:
+    """A side of a corpus, or the corpus as it was given."""
+    corpus = open_corpus(corpus) if isinstance(corpus, str) else corpus
+    return corpus if split is None else corpus.in_split(split)
+
+
+def _digest(document: Document) -> bytes:
+    return blake2b(document.text.encode("utf-8"), digest_size=16).digest()
 
 
 def tokenizer_of_run(
@@ -44,6 +115,34 @@ def tokenizer_of_run(
             tokenizer.save_pretrained(temporary)
     processes.wait()
     return load_tokenizer(kept)
+
+
+class Batches(Protocol):
+    """An endless sequence of batches that can be resumed."""
+
+    def next_batch(self, batch_size: int) -> Batch:
+        """The next rows."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the sequence depends on; can be written as JSON."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where that state was taken."""
+        ...
+
+
+def training_batches(
+    splits: Splits, tokenizer: PreTrainedTokenizerBase, config: TrainConfig, *, progress: bool
+) -> Batches:
+    """Endless batches of the training documents, with the run's share of old ones."""
+    new = training_mixture(splits.train, tokenizer, config, progress=progress)
+    if splits.replay is None or not config.replay:
+        return new
+    store = token_store(splits.replay, tokenizer, progress=progress)
+    old = MixtureSampler(_blocks_by_domain(store, config.block_size), None, config.seed)
+    return ReplaySampler(new, old, config.replay)
 
 
 def training_mixture(

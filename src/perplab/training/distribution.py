@@ -57,7 +57,8 @@ class Processes:
         for layer in model.model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
-        register_fsdp_forward_method(model, "token_losses")
+        if hasattr(model, "token_losses"):
+            register_fsdp_forward_method(model, "token_losses")
 
     def sum(self, values: Tensor) -> Tensor:
         """Add a tensor up over all processes, in place."""

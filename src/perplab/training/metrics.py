@@ -61,7 +61,7 @@ class MetricsLog:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, **values: Any) -> None:
-        """Record numbers, or a dict of numbers by domain, for a step.
+        """Record numbers, or a dict of numbers by domain, for a step; what is nested deeper stays out of TensorBoard.
 
         Raises:
             PerplabError: the disk is full.
@@ -78,7 +78,8 @@ class MetricsLog:
         if self._events is not None:
             for name, value in values.items():
                 for key, number in value.items() if isinstance(value, dict) else [("", value)]:
-                    self._events.add_scalar(f"{name}/{key}" if key else name, number, step)
+                    if not isinstance(number, dict):
+                        self._events.add_scalar(f"{name}/{key}" if key else name, number, step)
 
     def __enter__(self) -> Self:
         return self

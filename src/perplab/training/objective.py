@@ -20,7 +20,6 @@ from perplab.kernels.linear_cross_entropy import SoftmaxGradient, cross_entropy_
 from perplab.models.anatomy import Anatomy, anatomy
 from perplab.models.decoder import DecoderForCausalLM
 from perplab.scoring.hidden_states import has_known_parts
-from perplab.training.config import TrainConfig
 
 _OWN_MASK = ("opt", "falcon")
 """Families that make a mask of ones where they are given none, in which transformers sees no borders."""
@@ -92,11 +91,6 @@ class NextToken:
                 hidden_states.flatten(0, 1), parts.head.matrix, labels.flatten(), z_loss, chunk_step
             )
         return cross_entropy_of_logits(parts.logits(hidden_states).flatten(0, 1), labels.flatten(), z_loss)
-
-
-def objective_of(model: PreTrainedModel, config: TrainConfig) -> Objective:
-    """What a run minimises."""
-    return NextToken()
 
 
 def _borders(model: PreTrainedModel, position_ids: Tensor) -> dict[str, Tensor]:

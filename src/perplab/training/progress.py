@@ -51,11 +51,12 @@ class TrainingProgress:
             self._task, completed=self._step, loss=f"{loss:.3f}", speed=f"{self._tokens / mean:,.0f}", left=left
         )
 
-    def evaluated(self, step: int, bits_per_byte: dict[str, float]) -> None:
-        """Held-out cost by domain after a step."""
+    def evaluated(self, step: int, bits_per_byte: dict[str, float], old: dict[str, float]) -> None:
+        """Held-out cost by domain after a step, and that of old text if there is any."""
         domains = "  ".join(f"{name} {bits:.3f}" for name, bits in bits_per_byte.items() if name != OVERALL)
         self._console.print(
-            f"step {step}/{self._total}: held-out bits per byte {bits_per_byte[OVERALL]:.4f}  ({domains})",
+            f"step {step}/{self._total}: held-out bits per byte {bits_per_byte[OVERALL]:.4f}  ({domains})"
+            + (f", old text {old[OVERALL]:.4f}" if old else ""),
             highlight=False,
             soft_wrap=True,
         )

@@ -1,23 +1,20 @@
-"""Making a model: documents in, a checkpoint that every tool loads out.
+"""The loop of a run: batches in, weights out.
 
 Decisions:
-- The run is a folder. `OUT/run/` holds its settings, tokenizer, diary and last checkpoint while it lasts and after;
-  the finished model lies in `OUT/` itself, in the layout of `transformers`.
-- The same call again continues a run that was interrupted or killed, to the same bytes. Other settings are refused.
 - Weights and AdamW's moments are float32; products run in bfloat16 under autocast. Compilation and sharding are applied
   to the model from outside, and the loop does not know of them.
 - One step is: draw the global batch, take this process's rows, accumulate over micro-batches, clip, step. The loss of a
   step is the mean over all its scored tokens, however they fall on processes and passes.
+- A run that starts from another model, or has old text to keep, is measured from before its first step, and often at
+  its beginning: the gap between the old text's cost there and later is what such a run is judged by. Its diary keeps
+  what every held-out window cost, always the same windows, so that differences between evaluations are paired.
 - What trains in the linear layers is a method's matter: it replaces them before the run, is told of every step, and
   gives plain layers back at the end. Full training is the method that does nothing.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,130 +25,31 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from perplab.errors import PerplabError
 from perplab.kernels import softmax_gradient
 from perplab.kernels.linear_cross_entropy import IGNORE_INDEX, SoftmaxGradient
-from perplab.models import LanguageModel, Lineage, load
-from perplab.text import Batch, Corpus, MixtureSampler, PackedBlocks, tokenizer_fingerprint
+from perplab.models import LanguageModel
+from perplab.text import Batch, PackedBlocks
 from perplab.training.averaging import WeightAverage
 from perplab.training.checkpoints import RunState, averaged_weights, load_checkpoint, save_checkpoint
 from perplab.training.compilation import compile_model
-from perplab.training.config import RUN_TIME_ONLY, TrainConfig
-from perplab.training.data import Splits, heldout_blocks, tokenizer_of_run, training_mixture
+from perplab.training.config import TrainConfig
+from perplab.training.data import Batches
 from perplab.training.distribution import Processes
-from perplab.training.heldout import heldout_bits_per_byte
+from perplab.training.heldout import WindowCosts, bits_per_byte, heldout_costs
 from perplab.training.interruption import interruptible
+from perplab.training.learning_rate import learning_rate_of
 from perplab.training.low_rank.method import LowRankTraining, apply_low_rank
 from perplab.training.low_rank.replacing import merge_low_rank
 from perplab.training.metrics import MetricsLog
-from perplab.training.new_model import check_continuation, continued_model, new_model
-from perplab.training.objective import objective_of
+from perplab.training.new_model import continued_model, new_model, objective_of
 from perplab.training.optimizer import new_optimizer, trained_parameters
-from perplab.training.presets import decoder_config, peak_learning_rate, vocabulary_size
 from perplab.training.progress import TrainingProgress
 from perplab.training.run_folder import RunFolder
-from perplab.training.schedules import schedule_of
+
+_EARLY = 0.05
+"""Share of a run that starts from another model in which evaluations lie at powers of two."""
 
 
 class TrainingInterrupted(Exception):  # noqa: N818 (a request that was followed, not an error)
     """The run was asked to stop, and saved itself first."""
-
-
-def train(
-    corpus: Corpus | str,
-    out: str | Path,
-    config: TrainConfig | None = None,
-    *,
-    heldout: Corpus | str | None = None,
-    tokenizer: str | None = None,
-    parent: LanguageModel | str | Path | None = None,
-    progress: bool = True,
-) -> LanguageModel:
-    """Train a model from random weights or from another model's, or continue the run in `out`.
-
-    Args:
-        corpus: the text; its held-out side measures the run.
-        out: folder of the run and of the finished model.
-        config: the settings.
-        heldout: other held-out text; all of `corpus` is then trained on.
-        tokenizer: folder or hub id of a tokenizer; by default one is trained on the text.
-        parent: a causal language model whose weights, shape and tokenizer the run starts from.
-        progress: whether to show a progress bar on standard error.
-
-    Returns:
-        The finished model, as it lies in `out`.
-
-    Raises:
-        PerplabError: bad settings or text, `out` belongs to another run or is in use, or the disk is full.
-        TrainingInterrupted: somebody pressed Ctrl-C; the same call continues.
-    """
-    config = config or TrainConfig()
-    processes = Processes.join()
-    folder = RunFolder(Path(out), processes)
-    try:
-        _check_processes(config, processes)
-        decoder_config(config, vocab_size=2, end_of_text=0)  # refuses what makes no decoder before any work
-        if parent is not None:
-            parent = parent if isinstance(parent, LanguageModel) else load(parent)
-            check_continuation(parent, config, tokenizer, processes)
-        with folder.alone():
-            splits = Splits.of(corpus, heldout)
-            words = (
-                parent.tokenizer
-                if parent is not None
-                else tokenizer_of_run(folder.path, tokenizer, splits.train, vocabulary_size(config), processes)
-            )
-            folder.remember(_what_decides(config, splits, words, parent))
-            sampler = training_mixture(splits.train, words, config, progress=progress and processes.first)
-            domains = heldout_blocks(splits.heldout, words, config.block_size, progress=False)
-            trainer = Trainer(config, words, sampler, domains, folder, processes, parent)
-            figures = trainer.run(progress)
-            finished = trainer.finished()
-            if finished is not None:
-                record = asdict(config) | {"corpus": splits.train.spec, "heldout": splits.heldout.spec}
-                folder.publish(_with_lineage(finished, words, parent, record, config.seed, figures))
-            processes.wait()
-            return load(folder.out)
-    finally:
-        processes.leave()
-
-
-def _check_processes(config: TrainConfig, processes: Processes) -> None:
-    """Sharded models need every process in every pass, so each must have as many rows as the others."""
-    if config.batch_tokens % (config.block_size * processes.number):
-        raise PerplabError(
-            f"batch_tokens {config.batch_tokens} does not divide into equal rows for {processes.number} processes",
-            f"give a multiple of {config.block_size * processes.number}",
-        )
-    if config.low_rank is not None and processes.number > 1:
-        raise PerplabError(
-            f"method {config.method} trains in one process, and here are {processes.number}",
-            "start it without torchrun, or use method full",
-        )
-
-
-def _with_lineage(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    parent: LanguageModel | None,
-    record: dict[str, Any],
-    seed: int,
-    figures: dict[str, float],
-) -> LanguageModel:
-    if parent is not None:
-        return parent.derive(model, "train", config=record, seed=seed, figures=figures)
-    return LanguageModel(model, tokenizer, Lineage.record("train", config=record, seed=seed, figures=figures))
-
-
-def _what_decides(
-    config: TrainConfig, splits: Splits, tokenizer: PreTrainedTokenizerBase, parent: LanguageModel | None
-) -> dict[str, Any]:
-    """Everything that a run's result depends on, as it is read back from a file: JSON has no tuples."""
-    settings = {key: value for key, value in asdict(config).items() if key not in RUN_TIME_ONLY} | {
-        "train": splits.train.fingerprint,
-        "heldout": splits.heldout.fingerprint,
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "parent": parent and parent.fingerprint,
-    }
-    read: dict[str, Any] = json.loads(json.dumps(settings))
-    return read
 
 
 class Trainer:
@@ -161,14 +59,17 @@ class Trainer:
         self,
         config: TrainConfig,
         tokenizer: PreTrainedTokenizerBase,
-        sampler: MixtureSampler,
+        sampler: Batches,
         domains: dict[str, PackedBlocks],
         folder: RunFolder,
         processes: Processes,
         parent: LanguageModel | None = None,
+        old_domains: dict[str, PackedBlocks] | None = None,
     ) -> None:
-        self.config, self.tokenizer, self.sampler, self.domains = config, tokenizer, sampler, domains
+        self.config, self.tokenizer, self.sampler = config, tokenizer, sampler
+        self.domains, self.old_domains = domains, old_domains or {}
         self.folder, self.processes = folder, processes
+        self.compares = parent is not None or bool(self.old_domains)
         model = new_model(config, tokenizer) if parent is None else continued_model(parent)
         self.model = model.to(processes.device).train()
         self.objective = objective_of(self.model, config)
@@ -176,24 +77,30 @@ class Trainer:
         self.method = training_method(self.model, config)
         processes.shard(self.model)
         self.chunk_step: SoftmaxGradient = compile_model(self.model) if config.compile else softmax_gradient
-        self.schedule = schedule_of(config)
-        self.peak = peak_learning_rate(config, self.model.config.hidden_size)
+        self.rate = learning_rate_of(config, self.model.config.hidden_size, parent)
         self.optimizer = new_optimizer(self.model, config)
         self.average = WeightAverage(self.model, config.ema)
+        if parent is not None and config.optimizer_state == "restore":
+            self._restore(parent)
         self.step, self.seconds = 0, 0.0
         self.heldout: dict[str, float] = {}
+        self.old: dict[str, float] = {}
 
     def run(self, show_progress: bool) -> dict[str, float]:
-        """Take the steps that are left; return the figures of the end."""
-        state = load_checkpoint(self.folder.checkpoint, self.model, self.optimizer, self.average)
-        if state is not None:
-            self.sampler.load_state_dict(state.sampler)
-            self.step, self.seconds, self.heldout = state.step, state.seconds, state.heldout
+        """Take the steps that are left; return the figures of the end.
+
+        Raises:
+            PerplabError: the gradient is not finite, or the run has already gone further.
+            TrainingInterrupted: somebody pressed Ctrl-C.
+        """
+        self._resume()
         config = self.config
         bar = TrainingProgress(
             config.total_steps, config.batch_tokens, self.step, show_progress and self.processes.first
         )
         with interruptible() as interruption, self._diary() as diary, bar:
+            if self.compares and self.step == 0:
+                self._evaluate(diary, bar)
             while self.step < config.total_steps:
                 started = time.perf_counter()
                 measured = self.take_step()
@@ -204,20 +111,45 @@ class Trainer:
                 bar.advance(measured["loss"], elapsed)
                 stop, last = self._anybody(interruption.requested), self.step == config.total_steps
                 # A checkpoint comes after all that its step has to say: what is resumed from it says nothing twice.
-                if last or self.step % config.evaluate_every == 0:
-                    self.heldout = self._heldout(config.evaluate_tokens * (8 if last else 1))
-                    diary.write(self.step, heldout_bits_per_byte=self.heldout)
-                    bar.evaluated(self.step, self.heldout)
+                if last or self._is_evaluated():
+                    self._evaluate(diary, bar)
                 if stop or last or self.step % config.checkpoint_every == 0:
                     self._checkpoint()
                 if stop and not last:
                     raise TrainingInterrupted(f"stopped after step {self.step}; the same command continues")
-        return {f"heldout_bits_per_byte/{name}": value for name, value in self.heldout.items()} | {
+        return {
+            **{f"heldout_bits_per_byte/{name}": value for name, value in self.heldout.items()},
+            **{f"old_bits_per_byte/{name}": value for name, value in self.old.items()},
             "parameters": self.parameters,
             "trained_parameters": trained_parameters(self.optimizer),
             "tokens": config.total_steps * config.batch_tokens,
             "training_seconds": round(self.seconds, 1),
         }
+
+    def _resume(self) -> None:
+        state = load_checkpoint(self.folder.checkpoint, self.model, self.optimizer, self.average)
+        if state is None:
+            return
+        if state.step > self.config.total_steps:
+            raise PerplabError(
+                f"the run has taken {state.step} steps, and now is to have {self.config.total_steps}",
+                f"give at least {state.step * self.config.batch_tokens} tokens",
+            )
+        self.sampler.load_state_dict(state.sampler)
+        self.step, self.seconds, self.heldout, self.old = state.step, state.seconds, state.heldout, state.old
+
+    def _restore(self, parent: LanguageModel) -> None:
+        """Take over what the parent's run had in its last step."""
+        mend = "give optimizer_state reset"
+        batch = parent.lineage.config.get("batch_tokens") if parent.lineage else None
+        if batch not in (None, self.config.batch_tokens):
+            raise PerplabError(
+                f"the optimiser state of {parent.name} is of batches of {batch} tokens, not {self.config.batch_tokens}",
+                f"give batch_tokens {batch}, or optimizer_state reset",
+            )
+        folder = parent.path and parent.path / "run" / "checkpoint"
+        if not folder or not load_checkpoint(folder, self.model, self.optimizer, self.average, mend):
+            raise PerplabError(f"{parent.name} has no optimiser state: no run/checkpoint in its folder", mend)
 
     def finished(self) -> PreTrainedModel | None:
         """The model as it is to be saved, and the end of training; None in all processes but the first. All call."""
@@ -227,7 +159,8 @@ class Trainer:
             return None
         model = type(self.model)(self.model.config)
         model.load_state_dict(weights)
-        model.generation_config = self.model.generation_config
+        if self.model.can_generate():
+            model.generation_config = self.model.generation_config
         return model.to(torch.bfloat16 if self.config.precision == "bf16" else torch.float32)
 
     def take_step(self) -> dict[str, float]:
@@ -237,9 +170,9 @@ class Trainer:
             PerplabError: the gradient is not finite.
         """
         config, processes = self.config, self.processes
-        share = self.schedule(self.step) * self.method.rate_factor(self.step)
+        rate = self.rate(self.step) * self.method.rate_factor(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.peak * share
+            group["lr"] = rate
         batch = self.sampler.next_batch(config.batch_tokens // config.block_size)
         scored = int((batch.labels != IGNORE_INDEX).sum())
         nats = self._accumulate(batch, scored)
@@ -249,14 +182,14 @@ class Trainer:
         if not torch.isfinite(norm):
             raise PerplabError(
                 f"the gradient is not finite at step {self.step + 1} (loss {loss:.3f})",
-                f"start again in another folder with a learning rate below {self.peak:g}",
+                f"start again in another folder with a learning rate below {self.rate.peak:g}",
             )
         self.method.before_update(self.step)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.method.after_update(self.step, self.optimizer)
         self.average.update(self.step)
-        return {"loss": loss, "learning_rate": self.peak * share, "gradient_norm": float(norm)}
+        return {"loss": loss, "learning_rate": rate, "gradient_norm": float(norm)}
 
     def _accumulate(self, batch: Batch, scored: int) -> Tensor:
         """Add up the gradient of the batch's mean loss; return the nats of this process's tokens."""
@@ -296,11 +229,28 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.processes.device.type, torch.bfloat16)
 
-    def _heldout(self, tokens: int) -> dict[str, float]:
+    def _is_evaluated(self) -> bool:
+        """Whether this step is measured, if it is not the last."""
+        early = self.compares and self.step <= _EARLY * self.config.total_steps and self.step.bit_count() == 1
+        return early or self.step % self.config.evaluate_every == 0
+
+    def _evaluate(self, diary: MetricsLog, bar: TrainingProgress) -> None:
+        more = 8 if self.step == self.config.total_steps and not self.compares else 1
+        new = self._costs(self.domains, more * self.config.evaluate_tokens)
+        self.heldout = bits_per_byte(new)
+        record: dict[str, Any] = {"heldout_bits_per_byte": self.heldout}
+        if self.compares:
+            old = self._costs(self.old_domains, self.config.evaluate_tokens)
+            self.old = bits_per_byte(old) if old else {}
+            record |= {"old_bits_per_byte": self.old, "windows": {"new": _as_lists(new), "old": _as_lists(old)}}
+        diary.write(self.step, **record)
+        bar.evaluated(self.step, self.heldout, self.old)
+
+    def _costs(self, domains: dict[str, PackedBlocks], tokens: int) -> dict[str, WindowCosts]:
         with self.average.in_place():
-            return heldout_bits_per_byte(
+            return heldout_costs(
                 self.model,
-                self.domains,
+                domains,
                 tokens=tokens,
                 rows=max(1, self.config.micro_batch_tokens // self.config.block_size),
                 precision=self._precision(),
@@ -310,7 +260,7 @@ class Trainer:
             )
 
     def _checkpoint(self) -> None:
-        state = RunState(self.step, self.sampler.state_dict(), self.seconds, self.heldout)
+        state = RunState(self.step, self.sampler.state_dict(), self.seconds, self.heldout, self.old)
         save_checkpoint(self.folder.checkpoint, self.model, self.optimizer, self.average, state, self.processes)
 
     def _anybody(self, here: bool) -> bool:
@@ -319,7 +269,8 @@ class Trainer:
 
     def _diary(self) -> MetricsLog:
         folder = self.folder.path if self.processes.first else None
-        return MetricsLog(folder, resume_step=self.step, tensorboard=self.config.tensorboard)
+        # What was said before the first step is said again by a run that comes to no checkpoint.
+        return MetricsLog(folder, resume_step=self.step or -1, tensorboard=self.config.tensorboard)
 
 
 def training_method(model: PreTrainedModel, config: TrainConfig) -> LowRankTraining:
@@ -327,3 +278,9 @@ def training_method(model: PreTrainedModel, config: TrainConfig) -> LowRankTrain
     if config.low_rank is None:
         return LowRankTraining()
     return apply_low_rank(model, config.low_rank, config.total_steps)
+
+
+def _as_lists(costs: dict[str, WindowCosts]) -> dict[str, dict[str, list[float]]]:
+    return {
+        name: {key: values.tolist() for key, values in windows._asdict().items()} for name, windows in costs.items()
+    }
