@@ -218,7 +218,7 @@ def test_the_command_predicts_the_held_out_run_beside_both_baselines(made, corpu
     last = max(runs, key=lambda run: run.compute).loss
     assert row["baselines"]["last value"] == pytest.approx(abs(last - run.loss) / run.loss)
     assert row["baselines"].keys() == {"last value", "power law of one multiplier"}
-    assert "held out, " in (tmp_path / "p.html").read_text()
+    assert "<title>held out: " in (tmp_path / "p.html").read_text()
     assert (tmp_path / "law.svg").stat().st_size > 1000
     assert f"{row['relative_error']:.2%}" in scaling(*words).out
 

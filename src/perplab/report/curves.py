@@ -20,6 +20,7 @@ from perplab.report.axes import (
     LEFT,
     MARKS,
     RIGHT,
+    TOP,
     WIDTH,
     Axis,
     Values,
@@ -36,6 +37,8 @@ from perplab.report.parts import shortened
 
 _NAME_ROOM = 74
 _NAME_LETTERS = 11
+_NAME_HEIGHT = 11
+_HEIGHTS = range(TOP + 16, HEIGHT - BOTTOM + 8)
 _POWERS_FROM = 20.0
 """Ratio of the ends of a horizontal axis from which it is one of logarithms, where it may be."""
 
@@ -121,8 +124,9 @@ def _name(curve: Curve, places: Values, x: Axis, y: Axis, taken: list[float]) ->
     """The curve's name at its right end, moved away from the names that stand there already."""
     known = np.flatnonzero(~np.isnan(curve.y))
     wanted = y(float(curve.y[known[-1]])) + 4
-    while any(abs(wanted - other) < 11 for other in taken):
-        wanted += 3 if wanted < HEIGHT - BOTTOM - 14 else -40
+    free = [height for height in _HEIGHTS if all(abs(height - other) >= _NAME_HEIGHT for other in taken)]
+    if free and any(abs(wanted - other) < _NAME_HEIGHT for other in taken):
+        wanted = min(free, key=lambda height: abs(height - wanted))
     taken.append(wanted)
     left = max(x(float(places[known[-1]])), x.end) + 8
     label = f"<title>{escape(curve.name)}</title>{escape(shortened(curve.name, _NAME_LETTERS))}"

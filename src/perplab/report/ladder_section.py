@@ -1,25 +1,22 @@
 """The section of a ladder: runs that were fitted, runs that were predicted, and what the law had to beat.
 
 Decisions:
-- Losses stand over the logarithm of compute; the shape of a point tells its multiplier. Runs that were held out are
-  hollow circles, and what the law said of them stands beside.
+- Losses stand over compute, a line for each multiplier. Runs that were held out are points apart from the lines, and
+  so is what the law said of them.
 - An error of prediction is never shown without those of the baselines.
 """
 
-import math
 from collections.abc import Sequence
 
-from perplab.laws import Assessment, Run, Runs
+import numpy as np
+
+from perplab.laws import Assessment, Runs
 from perplab.laws.assessment import LEVEL, Prediction
-from perplab.report import plots as draw
-from perplab.report.axes import MARKS
+from perplab.report.curves import Curve, curves
 from perplab.report.parts import Column, Figure, Section, Table, number, percentage
 
 _COMPUTE = "training compute 6ND, FLOPs"
 _LOSS = "nats a token"
-_SIGNS = list(MARKS)
-_MEASURED, _PREDICTED = len(_SIGNS) - 1, len(_SIGNS) - 2
-_SAYS = "predicted, "
 
 
 def ladder_section(fitted: Runs, loss: Assessment, error: Assessment | None = None) -> Section:
@@ -42,12 +39,10 @@ def ladder_section(fitted: Runs, loss: Assessment, error: Assessment | None = No
 
 def _figure(fitted: Runs, loss: Assessment) -> Figure:
     heading = "Loss against compute"
-    shown = [_point(run, run.loss, group) for group, runs in enumerate(fitted.by_multiplier().values()) for run in runs]
-    for row in loss.held_out:
-        shown += [
-            _point(row.run, row.measured, _MEASURED, "held out, "),
-            _point(row.run, row.predicted, _PREDICTED, _SAYS),
-        ]
+    lines = [_curve(f"{multiplier:.3g} a param.", runs) for multiplier, runs in fitted.by_multiplier().items()]
+    compute = np.array([row.run.compute for row in loss.held_out])
+    apart = {"held out": [row.measured for row in loss.held_out], "predicted": [row.predicted for row in loss.held_out]}
+    points = [Curve(name, compute, np.array(losses), joined=False) for name, losses in apart.items() if losses]
     rows = [
         (
             number(run.params, 0),
@@ -61,18 +56,17 @@ def _figure(fitted: Runs, loss: Assessment) -> Figure:
     columns = [Column(name) for name in ("parameters", "tokens a parameter", _COMPUTE, _LOSS, "error over tasks")]
     return Figure(
         heading,
-        "The shape of a point and the number beside it tell the tokens per parameter. "
-        f"{_SIGNS[_MEASURED]} held out, as measured; {_SIGNS[_PREDICTED]} as the law predicted it.",
-        draw.scatter(heading, shown, f"power of ten of {_COMPUTE}", _LOSS),
+        "A line holds the fitted runs with as many tokens a parameter. The runs that were held out stand apart, as "
+        "measured and as the law predicted them.",
+        curves(heading, [*lines, *points], _COMPUTE, _LOSS),
         Table("Runs that were fitted", columns, rows),
         named=False,
     )
 
 
-def _point(run: Run, loss: float, mark: int, what: str = "") -> draw.Point:
-    label = "" if what == _SAYS else f"{run.multiplier:.3g}"
-    title = f"{what}{run.params:,} parameters, {run.multiplier:.3g} tokens each: {loss:.4f}"
-    return draw.Point(math.log10(run.compute), loss, label, title, mark)
+def _curve(name: str, runs: Runs) -> Curve:
+    order = np.argsort(runs.compute)
+    return Curve(name, runs.compute[order], runs.loss[order])
 
 
 def _parameters(found: Assessment) -> Table:
