@@ -62,4 +62,4 @@ def test_an_axis_from_zero_holds_zero_and_an_interval_is_a_whisker():
 
 def test_more_names_than_there_is_room_for_are_still_drawn():
     drawing = plot(*(curve(f"arm {number}", [0, 1], [1, 1 + number / 1000]) for number in range(40)))
-    assert drawing.count("<title>arm") == 80
+    assert drawing.count("<title>arm") == 120
