@@ -39,7 +39,7 @@ _NAME_ROOM = 74
 _NAME_LETTERS = 11
 _NAME_HEIGHT = 11
 _HEIGHTS = range(TOP + 16, HEIGHT - BOTTOM + 8)
-_POWERS_FROM = 20.0
+_POWERS_FROM = 5.0
 """Ratio of the ends of a horizontal axis from which it is one of logarithms, where it may be."""
 
 
@@ -102,8 +102,20 @@ def _ticks(x: Axis, powers: bool) -> Iterator[str]:
     if not powers:
         yield from (x_tick(x(tick), tick_text(tick, x)) for tick in x.ticks())
         return
-    for power in range(math.ceil(x.low), math.floor(x.high) + 1):
-        yield x_tick(x(power), f"{10.0**power:g}")
+    powers_within = range(math.ceil(x.low), math.floor(x.high) + 1)
+    factors = (1,) if len(powers_within) > 2 else (1, 2, 5)
+    for power in range(math.floor(x.low), math.floor(x.high) + 1):
+        for factor in factors:
+            if x.low <= math.log10(factor) + power <= x.high:
+                yield x_tick(x(math.log10(factor) + power), _short(factor * 10.0**power))
+
+
+def _short(value: float) -> str:
+    """A round number in few letters: 200k, 5M, 2e9."""
+    for unit, letter in ((1e6, "M"), (1e3, "k")):
+        if unit <= value < 1e9:
+            return f"{value / unit:g}{letter}"
+    return f"{value:g}" if 1e-4 < value < 1e3 else f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
 
 
 def _curve(curve: Curve, number: int, places: Values, x: Axis, y: Axis) -> Iterator[str]:

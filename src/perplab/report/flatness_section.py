@@ -76,7 +76,7 @@ def _profile(found: Sequence[Flatness]) -> Figure:
 def _module_bars(one: Flatness) -> Figure:
     heading = "Where the trace sits"
     parts = _largest(one)
-    groups = [draw.BarGroup(name, [draw.Bar(value)]) for name, value in parts]
+    groups = [draw.BarGroup(_end_of(name), [draw.Bar(value)]) for name, value in parts]
     return Figure(
         heading,
         f"The part of each module's own parameters; the {_MOST_MODULES} largest.",
@@ -84,6 +84,13 @@ def _module_bars(one: Flatness) -> Figure:
         _modules(one),
         named=False,
     )
+
+
+def _end_of(path: str) -> str:
+    """The end of a module's path, as much of it as a bar's label holds: that is where modules differ."""
+    while len(path) > draw.LABEL_LETTERS and "." in path:
+        path = path.partition(".")[2]
+    return path
 
 
 def _summary(found: Sequence[Flatness]) -> Table:

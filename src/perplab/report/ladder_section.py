@@ -39,7 +39,7 @@ def ladder_section(fitted: Runs, loss: Assessment, error: Assessment | None = No
 
 def _figure(fitted: Runs, loss: Assessment) -> Figure:
     heading = "Loss against compute"
-    lines = [_curve(f"{multiplier:.3g} a param.", runs) for multiplier, runs in fitted.by_multiplier().items()]
+    lines = [_curve(f"M = {multiplier:.3g}", runs) for multiplier, runs in fitted.by_multiplier().items()]
     compute = np.array([row.run.compute for row in loss.held_out])
     apart = {"held out": [row.measured for row in loss.held_out], "predicted": [row.predicted for row in loss.held_out]}
     points = [Curve(name, compute, np.array(losses), joined=False) for name, losses in apart.items() if losses]
@@ -56,7 +56,7 @@ def _figure(fitted: Runs, loss: Assessment) -> Figure:
     columns = [Column(name) for name in ("parameters", "tokens a parameter", _COMPUTE, _LOSS, "error over tasks")]
     return Figure(
         heading,
-        "A line holds the fitted runs with as many tokens a parameter. The runs that were held out stand apart, as "
+        "A line holds the fitted runs of M tokens a parameter. The runs that were held out stand apart, as "
         "measured and as the law predicted them.",
         curves(heading, [*lines, *points], _COMPUTE, _LOSS),
         Table("Runs that were fitted", columns, rows),

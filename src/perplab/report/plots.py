@@ -39,7 +39,7 @@ from perplab.scoring.bootstrap import Interval
 _GAP = 12
 _THINNEST, _THICKEST = 11.0, 20.0
 _LABEL_WIDTH = 108
-_LABEL_LETTERS = 17
+LABEL_LETTERS = 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,7 +245,7 @@ def _bars(
     distance = (bottom - TOP - thickness * sum(len(group.bars) for group in groups)) / len(groups)
     top = TOP + distance / 2
     for group in groups:
-        label = f"<title>{escape(group.label)}</title>{escape(shortened(group.label, _LABEL_LETTERS))}"
+        label = f"<title>{escape(group.label)}</title>{escape(shortened(group.label, LABEL_LETTERS))}"
         centre = top + len(group.bars) * thickness / 2
         yield f'<text class="tick end" x="{_LABEL_WIDTH - 8}" y="{px(centre + 4)}">{label}</text>'
         for number, bar in enumerate(group.bars):
