@@ -99,7 +99,7 @@ def _dense(scale: Scale, seed: int) -> LanguageModel:
         compile=scale == "gpu",
         seed=seed,
     )
-    dense = trained_on(corpus, f"{_CORPUS}, {_TRAINED_BYTES[scale]} bytes", config)
+    dense = trained_on(corpus, config)
     dense.model.to("cuda" if scale == "gpu" else "cpu", torch.float32)
     return dense
 

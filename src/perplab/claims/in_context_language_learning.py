@@ -213,7 +213,7 @@ def _text_figures(setting: _Setting, seed: int) -> dict[str, float]:
     costs, figures = {}, {}
     for heads in (False, True):
         name, config = "text" + _WITH * heads, _text_config(setting, seed, heads=heads)
-        subject = trained_on(corpus, f"{_CORPUS}, {setting.text_bytes} bytes", config)
+        subject = trained_on(corpus, config)
         windows = _windows(subject, setting.windows)
         costs[name] = _costs(subject, windows)
         figures[f"{name}: perplexity"] = math.exp(costs[name].mean())

@@ -129,7 +129,7 @@ def _dense(corpus: Corpus, size: _Size, seed: int) -> LanguageModel:
         checkpoint_every=10**6,
         seed=seed,
     )
-    return trained_on(corpus, f"{_CORPUS}, {corpus.fingerprint}", config)
+    return trained_on(corpus, config)
 
 
 def _compressed(dense: LanguageModel) -> LanguageModel:

@@ -129,7 +129,7 @@ def _trained(corpus: Corpus, layers: int, width: int, seed: int, setting: _Setti
         evaluate_every=10**6,
         checkpoint_every=10**6,
     )
-    return trained_on(corpus, corpus.fingerprint, config)
+    return trained_on(corpus, config)
 
 
 def _grid(model: LanguageModel, calibration: Corpus, setting: _Setting, measures: Sequence[Measure]) -> Grid:

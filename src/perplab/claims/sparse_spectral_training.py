@@ -234,7 +234,7 @@ def _language_model(scale: Scale, setting: _Setting, method: TrainMethod, seed: 
         seed=seed,
     )
     text = open_corpus(_CORPUS).limited(setting.text_bytes)
-    model = trained_on(text, f"{_CORPUS}, {setting.text_bytes} bytes", config)
+    model = trained_on(text, config)
     model.model.to("cuda" if scale == "gpu" else "cpu", torch.float32)
     return model
 

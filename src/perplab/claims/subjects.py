@@ -1,4 +1,8 @@
-"""Small models that claims are measured on, trained once and kept in the cache folder."""
+"""Small models that claims are measured on, trained once and kept in the cache folder.
+
+A model is found again by its settings and by the text itself: what a built-in corpus holds depends on the installation,
+and one cache may serve several.
+"""
 
 import hashlib
 import json
@@ -24,13 +28,12 @@ def trained(corpus: str, config: TrainConfig, *, tokenizer: str | None = None) -
         config: size, tokens, seed.
         tokenizer: as in `train`; by default one is trained on the text.
     """
-    recipe = {"corpus": corpus, "tokenizer": tokenizer, **asdict(config)}
-    return kept(recipe, lambda folder: train(corpus, folder, config, tokenizer=tokenizer, progress=False))
+    return trained_on(open_corpus(corpus), config, tokenizer=tokenizer)
 
 
-def trained_on(corpus: Corpus, name: str, config: TrainConfig, *, tokenizer: str | None = None) -> LanguageModel:
-    """The same for a corpus that has no name of its own; `name` has to change with its text."""
-    recipe = {"corpus": name, "tokenizer": tokenizer, **asdict(config)}
+def trained_on(corpus: Corpus, config: TrainConfig, *, tokenizer: str | None = None) -> LanguageModel:
+    """The same for a corpus that has no name of its own."""
+    recipe = {"corpus": corpus.fingerprint, "tokenizer": tokenizer, **asdict(config)}
     return kept(recipe, lambda folder: train(corpus, folder, config, tokenizer=tokenizer, progress=False))
 
 
@@ -47,12 +50,13 @@ def trained_gpt2(corpus: str, config: TrainConfig, *, tokenizer: str = "pocket")
 
     Of `config` it takes layers, width, tokens, batch, schedule, optimiser and seed.
     """
-    recipe = {"architecture": "gpt2", "corpus": corpus, "tokenizer": tokenizer, **asdict(config)}
+    text = open_corpus(corpus, "train")
+    recipe = {"architecture": "gpt2", "corpus": text.fingerprint, "tokenizer": tokenizer, **asdict(config)}
 
     def make(folder: Path) -> None:
         if not folder.exists():
             words = load_tokenizer(tokenizer)
-            model = _train(_new_gpt2(config, words), open_corpus(corpus, "train"), words, config)
+            model = _train(_new_gpt2(config, words), text, words, config)
             LanguageModel(model, words).save(folder)
 
     return kept(recipe, make)
