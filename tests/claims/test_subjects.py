@@ -20,14 +20,12 @@ CONFIG = TrainConfig(
 
 def test_another_text_makes_another_model_and_the_same_one_is_read_again(tmp_path, monkeypatch):
     monkeypatch.setenv("PERPLAB_CACHE", str(tmp_path / "cache"))
-    models = []
-    for start in (0, 1, 0):
-        path = tmp_path / "text.jsonl"  # one name, two contents: as a built-in corpus of two installations
-        lines = [
-            json.dumps({"text": " ".join(str(start + number + step) for step in range(40))}) for number in range(99)
-        ]
-        path.write_text("\n".join(lines) + "\n")
-        models.append(trained_on(open_corpus(str(path)), CONFIG))
-    assert models[0].path != models[1].path
-    assert models[0].path == models[2].path
-    assert models[0].fingerprint == models[2].fingerprint != models[1].fingerprint
+    files = []
+    for start in (0, 1):  # one name, two contents: as a built-in corpus of two installations
+        texts = [" ".join(str(start + number + step) for step in range(40)) for number in range(99)]
+        files.append(tmp_path / str(start) / "text.jsonl")
+        files[-1].parent.mkdir()
+        files[-1].write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    first, other, again = (trained_on(open_corpus(str(file)), CONFIG) for file in (*files, files[0]))
+    assert first.path == again.path != other.path
+    assert first.fingerprint == again.fingerprint != other.fingerprint
