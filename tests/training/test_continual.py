@@ -316,6 +316,12 @@ def test_made_up_text_follows_from_the_seed(parent):
     assert texts == again != others
 
 
+def test_made_up_text_always_holds_some_that_measures_what_is_forgotten(parent):
+    model = load(parent)
+    for seed in range(15):  # of the texts of a single batch, a fifth of the seeds have none that is held out
+        assert any(map(is_heldout, self_replay(model, 1, seed, length=8)))
+
+
 def test_made_up_text_costs_the_model_its_own_entropy():
     model = load("pocket", dtype="float32")
     entropy, cost = own_entropy_and_cost(model, self_replay(model, 1800, 0, length=60))

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from perplab import laws
+from perplab.commands.tables import right_aligned
 from perplab.laws.assessment import LEVEL
 
 
@@ -64,14 +64,6 @@ def print_assessment(console: Console, found: laws.Assessment) -> None:
     console.print(table)
     means = ", ".join(f"{name} {error:.2%}" for name, error in found.mean_errors.items())
     console.print(f"mean error: {means}", soft_wrap=True)
-
-
-def right_aligned(first: str, *others: str, title: str | None = None) -> Table:
-    """A table whose columns, but for the first, are numbers."""
-    table = Table(first, title=title, title_justify="left")
-    for name in others:
-        table.add_column(name, justify="right")
-    return table
 
 
 def count(value: float) -> str:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from perplab.commands.progress import stage_bar
+from perplab.commands.tables import right_aligned
 from perplab.errors import PerplabError
 from perplab.laws.flatness import Flatness, FlatnessConfig, measure_flatness, why_not_comparable
 from perplab.models import load
@@ -75,7 +76,7 @@ def flatness(
 
 
 def _summary(found: Sequence[Flatness]) -> Table:
-    table = _right_aligned("", *(one.model for one in found))
+    table = right_aligned("", *(one.model for one in found))
     table.add_row("parameters looked at", *(f"{one.parameters:,}" for one in found))
     table.add_row("tokens predicted", *(f"{one.tokens:,}" for one in found))
     table.add_row("nats a token", *(_with(one.loss, one.loss_interval, ".4f") for one in found))
@@ -88,7 +89,7 @@ def _summary(found: Sequence[Flatness]) -> Table:
 
 
 def _modules(one: Flatness) -> Table:
-    table = _right_aligned("module", "trace", "share", title=f"where the trace of {one.model} sits")
+    table = right_aligned("module", "trace", "share", title=f"where the trace of {one.model} sits")
     parts = sorted(one.trace.by_module.items(), key=lambda part: -abs(part[1]))
     rest = sum(value for _, value in parts[_MOST_MODULES:])
     shown = parts[:_MOST_MODULES]
@@ -100,17 +101,10 @@ def _modules(one: Flatness) -> Table:
 
 
 def _profile(found: Sequence[Flatness]) -> Table:
-    table = _right_aligned("distance", *(one.model for one in found), title="nats a token along random directions")
+    table = right_aligned("distance", *(one.model for one in found), title="nats a token along random directions")
     for points in zip(*(one.profile for one in found), strict=True):
         cells = (_with(point.loss, point.interval if point.radius else None, ".4f") for point in points)
         table.add_row(f"{points[0].radius:g}", *cells)
-    return table
-
-
-def _right_aligned(first: str, *others: str, title: str | None = None) -> Table:
-    table = Table(first, title=title, title_justify="left")
-    for name in others:
-        table.add_column(name, justify="right")
     return table
 
 

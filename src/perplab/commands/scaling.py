@@ -13,9 +13,9 @@ from perplab.commands.assessment_page import (
     assessment_figures,
     count,
     print_assessment,
-    right_aligned,
     warnings_told,
 )
+from perplab.commands.tables import right_aligned
 from perplab.errors import PerplabError
 from perplab.laws.allocation import allocate
 from perplab.laws.kinds import LAWS
